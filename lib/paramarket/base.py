@@ -1,0 +1,121 @@
+"""The ground that every other module stands on: errors, seeds, device, intervals, atomic writes."""
+
+import difflib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+
+
+class ParamarketError(Exception):
+    """Whatever paramarket refuses to do. The message says what was given, what was expected and what to do."""
+
+
+class ParameterError(ParamarketError, ValueError):
+    """A setting that is unknown, of the wrong type or out of range."""
+
+
+class DataError(ParamarketError, ValueError):
+    """A dataset that is unknown, damaged, empty or unusable."""
+
+
+class ShapeError(ParamarketError, ValueError):
+    """Parameters, stacks or examples that do not fit together."""
+
+
+class WeightsError(ParamarketError, ValueError):
+    """A weights file that cannot be trusted, or weights that do not belong together."""
+
+
+class TrainingError(ParamarketError, ArithmeticError):
+    """Training that left the finite numbers."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The text of an error for a name that nobody knows, with the nearest known one offered."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+
+
+def stream(seed: int, *purpose: str | int) -> torch.Generator:
+    """A random generator for one purpose: the same names give the same numbers, other names independent ones.
+
+    Names are hashed with SHA-256 into the entropy of numpy's SeedSequence. Nothing touches torch's global generator.
+    """
+    if seed < 0:
+        raise ParameterError(f"seed = {seed}, expected a whole number ≥ 0.")
+    words = [int.from_bytes(hashlib.sha256(repr(name).encode()).digest()) for name in purpose]
+    state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is the CUDA GPU if there is one, otherwise the CPU.
+
+    Apple's "mps" is used only when asked for: its sums differ from the CPU's, and so would every published number.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(f'device = {name!r} cannot be used here ({error}). Try "auto" or "cpu".') from error
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its 95 % confidence interval; floats, or arrays of one shape."""
+
+    mean: float | np.ndarray
+    low: float | np.ndarray
+    high: float | np.ndarray
+
+
+def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> Interval:
+    """Mean and 95 % confidence interval along the first axis of `values` [n, ...].
+
+    kind: "seeds" for a handful of independent runs (Student's t with n - 1 degrees of freedom),
+          "examples" for many independent examples (percentile bootstrap, 2,000 resamples, seeded).
+    """
+    array = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
+    if array.ndim == 0 or len(array) < 2 or not np.isfinite(array).all():
+        raise ParameterError(
+            f"an interval needs two or more finite values along the first axis, got shape {array.shape}."
+        )
+    if kind not in ("seeds", "examples"):
+        raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples"]))
+    mean, (low, high) = array.mean(axis=0), (_student if kind == "seeds" else _bootstrap)(array)
+    return Interval(*(float(part) if np.ndim(part) == 0 else part for part in (mean, low, high)))
+
+
+def _student(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    half = stats.t.ppf(0.975, len(array) - 1) * stats.sem(array, axis=0)
+    return array.mean(axis=0) - half, array.mean(axis=0) + half
+
+
+def _bootstrap(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    counts = np.random.default_rng(0).multinomial(len(array), np.full(len(array), 1 / len(array)), size=2000)
+    means = np.tensordot(counts / len(array), array, axes=1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """A path to write to, beside `path`; it takes the name `path` only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,262 @@
+"""Models as values. A model is its parameters; a stack is K models side by side on one more leading axis.
+
+Three verbs carry the project: `forward` runs all K models at once, `mix` makes new models as weighted sums, and
+`permute` (in `align`) reorders units without changing the function.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from paramarket.base import ShapeError, WeightsError, atomic, stream, unknown
+from paramarket.data import Dataset
+
+Params = dict[str, Tensor]  # one model: parameters and floating buffers under PyTorch's state-dict names
+Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
+
+_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+_CONVERT = "safetensors.torch.save_file(torch.load({0!r}, weights_only=True), {1!r})"
+
+
+def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
+    """A multilayer perceptron with ReLU between its layers. Only its structure is used, never its own tensors."""
+    widths = [inputs, *hidden, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "cpu") -> Stack:
+    """`copies` models with different random starts, each by PyTorch's own rule for its layers.
+
+    The k-th model depends on `seed` and k alone, not on how many there are.
+    """
+    blank = copy.deepcopy(net)
+    models = [_initial(blank, stream(seed, "init", k)) for k in range(copies)]
+    return {name: tensor.to(device) for name, tensor in join(models).items()}
+
+
+def _initial(net: nn.Module, generator: torch.Generator) -> Params:
+    """PyTorch initialises from its global generator only: lend it our state, then put its own back."""
+    before = torch.default_generator.get_state()
+    try:
+        torch.default_generator.set_state(generator.get_state())
+        for path, module in net.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif any(True for _ in module.parameters(recurse=False)):
+                raise ShapeError(
+                    f"cannot initialise {path or 'the net'} ({type(module).__name__}): it has no reset_parameters()."
+                )
+        return {name: tensor.detach().clone() for name, tensor in _named(net)}
+    finally:
+        torch.default_generator.set_state(before)
+
+
+def _named(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a model is: its parameters and floating buffers. Integer buffers only count, they cannot be mixed."""
+    yield from net.named_parameters()
+    yield from ((name, buffer) for name, buffer in net.named_buffers() if buffer.is_floating_point())
+
+
+def join(models: Sequence[Params]) -> Stack:
+    """Models side by side: K times `Params` -> `Stack`. Raises ShapeError naming the first key that differs."""
+    if not models:
+        raise ShapeError("nothing to join: expected one or more models, got none.")
+    for model in models[1:]:
+        _compare(model, models[0], "the models to join")
+    return {name: torch.stack([model[name] for model in models]) for name in models[0]}
+
+
+def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, skip: int = 0) -> None:
+    for name in [*expected, *given]:
+        if name not in given or name not in expected:
+            side, other = ("given", expected) if name in given else ("expected", given)
+            raise ShapeError(f"{what} do not fit: {side} has {name!r} alone; {unknown('parameter', name, other)}")
+        if given[name].shape[skip:] != expected[name].shape:
+            shapes = f"{tuple(given[name].shape[skip:])}, expected {tuple(expected[name].shape)}"
+            raise ShapeError(f"{what} do not fit: {name!r} has shape {shapes}.")
+
+
+def take(stack: Stack, index: Any) -> Stack | Params:
+    """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it."""
+    return {name: tensor[index] for name, tensor in stack.items()}
+
+
+def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
+    """J new models, each a weighted sum of K: [..., J, K] with a stack [..., K] gives a stack [..., J].
+
+    An average is a row of 1/K, a purchase (1 - w, w), a path a matrix whose rows walk from one to the other.
+    """
+    batch = weights.shape[:-2]
+    for name, tensor in stack.items():
+        if tensor.shape[: len(batch) + 1] != (*batch, weights.shape[-1]):
+            shapes = f"weights {tuple(weights.shape)} and {name!r} {tuple(tensor.shape)}"
+            raise ShapeError(f"mix needs weights [..., J, K] and a stack [..., K]: got {shapes}.")
+    return {name: _weighted(weights.to(tensor), tensor) for name, tensor in stack.items()}
+
+
+def _weighted(weights: Tensor, tensor: Tensor) -> Tensor:
+    lead = weights.ndim - 1
+    flat = tensor.reshape(*tensor.shape[:lead], -1)
+    return (weights @ flat).reshape(*weights.shape[:-1], *tensor.shape[lead:])
+
+
+def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n classes"]:
+    """All K models at once, in eval mode: `x` is shared, [n, ...], or holds one batch per model, [K, n, ...].
+
+    An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
+    """
+    return apply(net, stack, x, training=False)
+
+
+def apply(net: nn.Module, stack: Stack, x: Tensor, *, training: bool) -> Tensor:
+    """`forward`, in training mode on request: batch statistics are used and running ones updated in the stack."""
+    shared = _is_shared(net, stack, x)
+    x = x.to(next(iter(stack.values())).device)
+    if _is_dense(net):
+        *_, (_, out) = _layers(net, stack, x, shared)
+        return out
+    counters = {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+
+    def call(params: Params, x: Tensor) -> Tensor:
+        return functional_call(net, {**params, **counters}, (x,))
+
+    modes = {module: module.training for module in net.modules()}
+    try:
+        net.train(training)
+        return vmap(call, in_dims=(0, None if shared else 0), randomness="different")(stack, x)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
+    """What every layer of an MLP says: {layer name: [K, n, units]}, in order, the last being the logits."""
+    if not _is_dense(net):
+        raise ShapeError(f"features needs a Sequential of Flatten, Linear and activations, got {type(net).__name__}.")
+    shared = _is_shared(net, stack, x)
+    return dict(_layers(net, stack, x.to(next(iter(stack.values())).device), shared))
+
+
+def _is_dense(net: nn.Module) -> bool:
+    return isinstance(net, nn.Sequential) and all(isinstance(m, (nn.Flatten, nn.Linear, *_ELEMENTWISE)) for m in net)
+
+
+def _is_shared(net: nn.Module, stack: Stack, x: Tensor) -> bool:
+    _compare(stack, dict(_named(net)), "the stack and the net", skip=1)
+    copies = {len(tensor) for tensor in stack.values()}
+    if len(copies) != 1:
+        raise ShapeError(f"a stack holds the same number of models under every name, got {sorted(copies)}.")
+    if not 2 <= x.ndim <= 5:
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}, expected [n, features] or [n, channels, height, width], or those per model."
+        )
+    shared = x.ndim in (2, 4)
+    if not shared and len(x) not in copies:
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}: one batch per model needs a first axis of {copies.pop()} models."
+        )
+    return shared
+
+
+def _layers(net: nn.Sequential, stack: Stack, x: Tensor, shared: bool) -> Iterator[tuple[str, Tensor]]:
+    """Layer by layer with one batched product each: about twice as fast as one model after another."""
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Flatten):
+            x = x.flatten(1 if shared else 2)
+            continue
+        x = _linear(stack, name, layer, x) if isinstance(layer, nn.Linear) else layer(x)
+        yield name, x
+
+
+def _linear(stack: Stack, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
+    weight = stack[f"{name}.weight"]
+    if x.shape[-1] != layer.in_features:
+        raise ShapeError(f"x brings {x.shape[-1]} values per example to layer {name!r}, expected {layer.in_features}.")
+    x = x.expand(len(weight), *x.shape) if x.ndim == 2 else x
+    if layer.bias is None:
+        return x @ weight.mT
+    return torch.baddbmm(stack[f"{name}.bias"].unsqueeze(1), x, weight.mT)
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: equal for equal models, whatever file or device they sit in."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def card(net: nn.Module, dataset: Dataset) -> dict[str, str]:
+    """The interface card of a model: what must agree before its weights may be combined with another's."""
+    return {
+        "architecture": " ".join(str(net).split()),
+        "input_shape": json.dumps(list(dataset.train.x.shape[1:])),
+        "mean": json.dumps(dataset.mean.tolist()),
+        "std": json.dumps(dataset.std.tolist()),
+        "classes": json.dumps(dataset.classes),
+    }
+
+
+def save(path: Path | str, params: Params, card: Mapping[str, str]) -> None:
+    """Write one model as safetensors with its interface card and content hash, atomically. Refuses NaN and infinity."""
+    _finite(params, str(path))
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in params.items()
+    }
+    with atomic(path) as beside:
+        save_file(tensors, beside, metadata={**card, "content_hash": content_hash(tensors)})
+
+
+def load(path: Path | str, card: Mapping[str, str] | None = None) -> Params:
+    """Read one model; with the `card` you expect, the file's own is compared first and the first difference named.
+
+    Integer buffers are left out: `net.load_state_dict(params, strict=False)` keeps the net's own. Raises WeightsError
+    for a pickle, a damaged file, values that are not finite, or another interface.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_unreadable(path, error)) from error
+    if found.get("content_hash", content_hash(tensors)) != content_hash(tensors):
+        raise WeightsError(f"{path} is damaged: its tensors do not have the content hash on its card.")
+    for field, expected in (card or {}).items():
+        if found.get(field) != expected:
+            given = found.get(field, "no such entry (was it written by stack.save?)")
+            raise WeightsError(f"{path} has another interface: {field} is {given}, expected {expected}.")
+    _finite(tensors, str(path))
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return f"{path} is missing."
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        convert = _CONVERT.format(str(path), str(path.with_suffix(".safetensors")))
+        return f"{path} is a pickle, and reading one can run code: refused. If you trust it, convert it once: {convert}"
+    return f"{path} is no readable safetensors file ({error})."
+
+
+def _finite(params: Params, where: str) -> None:
+    for name, tensor in params.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"{where}: {name!r} holds values that are NaN or infinite.")

@@ -1,0 +1,206 @@
+"""Fitting and scoring a whole stack: K models, each with its own data, order and generator, in one batched step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, stream, unknown
+from paramarket.data import Split
+from paramarket.stack import Stack, apply, forward
+
+
+class Fit(NamedTuple):
+    """What training leaves behind.
+
+    stack: the trained models
+    history: one row per epoch and model: epoch, step, model, loss (mean training cross-entropy of the epoch, nats)
+    state: the optimiser's tensors, each with the stack's leading axis
+    kept: copies of the stack, by step
+    """
+
+    stack: Stack
+    history: pd.DataFrame
+    state: dict[str, Tensor]
+    kept: dict[int, Stack]
+
+
+class Score(NamedTuple):
+    """Mean cross-entropy (nats), accuracy, and accuracy per class (NaN where the split has no example of a class)."""
+
+    loss: Float[Tensor, " K"]
+    accuracy: Float[Tensor, " K"]
+    class_accuracy: Float[Tensor, "K classes"]
+
+
+def fit(
+    net: nn.Module,
+    stack: Stack,
+    data: Split | Sequence[Split],
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch: int = 64,
+    lr: float = 1e-3,
+    optimizer: str = "adamw",
+    schedule: str = "one-cycle",
+    weight_decay: float = 0.01,
+    seed: int | Sequence[int] = 0,
+    keep: Sequence[int] = (),
+    state: dict[str, Tensor] | None = None,
+) -> Fit:
+    """Train all K models at once, on one split or on one each; give `epochs` or `steps`.
+
+    An epoch is ceil(n / batch) steps of the largest split; smaller ones are reshuffled as often as they run out.
+    seed: an int, and model k draws its order from (seed, k); or K ints, and each draws from its own, wherever it stands
+    optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "constant"
+    keep: steps at which to keep a copy, 0 being the start · state: another fit's `state`, to go on from
+    Raises TrainingError naming model and step if a loss is not finite.
+    """
+    copies = len(next(iter(stack.values())))
+    splits = _one_each(data, copies)
+    per_epoch = math.ceil(max(map(len, splits)) / batch)
+    steps = _steps(epochs, steps, per_epoch)
+    models = {name: tensor.detach().clone() for name, tensor in stack.items()}
+    learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
+    opt = _optimizer(learnt, optimizer, lr, weight_decay, state)
+    pace = _schedule(opt, schedule, lr, steps)
+    losses, kept, batches = [], {}, _batches(splits, batch, _orders(seed, copies), learnt)
+    for step in tqdm(range(steps), desc=f"training {copies} models", unit="step", leave=False, delay=1):
+        _keep(kept, models, step, keep)
+        losses.append(_step(net, models, *next(batches), opt))
+        pace.step()
+        if (step + 1) % per_epoch == 0 or step + 1 == steps:
+            _check(losses, step + 1)
+    _keep(kept, models, steps, keep)
+    done = {name: tensor.detach() for name, tensor in models.items()}
+    return Fit(done, _history(losses, per_epoch), _state(opt, learnt, copies), kept)
+
+
+def _one_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
+    splits = [data] * copies if isinstance(data, Split) else list(data)
+    if len(splits) != copies:
+        raise ShapeError(f"{len(splits)} splits for {copies} models: expected one split for all, or one for each.")
+    return splits
+
+
+def _steps(epochs: int | None, steps: int | None, per_epoch: int) -> int:
+    if (epochs is None) == (steps is None):
+        raise ParameterError(f"give either epochs or steps, got epochs = {epochs} and steps = {steps}.")
+    total = steps if epochs is None else epochs * per_epoch
+    if total < 1:
+        raise ParameterError(f"epochs = {epochs}, steps = {steps}: expected one or more.")
+    return total
+
+
+def _orders(seed: int | Sequence[int], copies: int) -> list[torch.Generator]:
+    if isinstance(seed, int):
+        return [stream(seed, "order", k) for k in range(copies)]
+    if len(seed) != copies:
+        raise ParameterError(f"{len(seed)} seeds for {copies} models: expected one int, or one for each model.")
+    return [stream(own, "order") for own in seed]
+
+
+def _batches(
+    splits: list[Split], batch: int, orders: list[torch.Generator], like: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches x [K, batch, ...], y [K, batch]; models that share a split share its memory."""
+    device = next(iter(like.values())).device
+    unique = list({id(split): split for split in splits}.values())
+    starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
+    x, y = (torch.cat([getattr(split, part) for split in unique]).to(device) for part in ("x", "y"))
+    queues = [torch.empty(0, dtype=torch.long)] * len(splits)
+    while True:
+        for k, (split, order) in enumerate(zip(splits, orders, strict=True)):
+            while len(queues[k]) < batch:
+                shuffled = starts[id(split)] + torch.randperm(len(split), generator=order)
+                queues[k] = torch.cat([queues[k], shuffled])
+        rounds = min(map(len, queues)) // batch
+        index = torch.stack([queue[: rounds * batch] for queue in queues]).to(device)
+        queues = [queue[rounds * batch :] for queue in queues]
+        for chosen in index.split(batch, dim=1):
+            yield x[chosen], y[chosen]
+
+
+def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Tensor:
+    """One step for every model. The sum over models keeps each model's gradient its own."""
+    logits = apply(net, models, x, training=True)
+    losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1)
+    opt.zero_grad()
+    losses.sum().backward()
+    opt.step()
+    return losses.detach()
+
+
+def _optimizer(learnt: Stack, name: str, lr: float, weight_decay: float, state: Stack | None) -> torch.optim.Optimizer:
+    """Element-wise optimisers only: on a stack they are K independent ones."""
+    kinds = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
+    if name not in kinds:
+        raise ParameterError(unknown("optimizer", name, kinds))
+    kind, extra = kinds[name]
+    opt = kind(learnt.values(), lr=lr, weight_decay=weight_decay, fused=True, **extra)
+    for key, tensor in (state or {}).items():
+        slot, parameter = key.split("/")
+        opt.state[learnt[parameter]][slot] = tensor[0].clone() if slot == "step" else tensor.clone()
+    return opt
+
+
+def _state(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
+    slots = {f"{slot}/{name}": tensor for name, p in learnt.items() for slot, tensor in opt.state[p].items()}
+    return {key: tensor.expand(copies) if tensor.ndim == 0 else tensor for key, tensor in slots.items()}
+
+
+def _schedule(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if name == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
+    if name == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(opt, factor=1, total_iters=0)
+    raise ParameterError(unknown("schedule", name, ["one-cycle", "constant"]))
+
+
+def _keep(kept: dict[int, Stack], models: Stack, step: int, keep: Sequence[int]) -> None:
+    if step in keep:
+        kept[step] = {name: tensor.detach().clone() for name, tensor in models.items()}
+
+
+def _check(losses: list[Tensor], done: int) -> None:
+    """Once an epoch, so that a GPU is not made to wait at every step."""
+    bad = ~torch.stack(losses).isfinite()
+    if bad.any():
+        step, model = bad.nonzero()[0].tolist()
+        raise TrainingError(
+            f"the loss of model {model} is not finite at step {step} of {done}: try a smaller lr, or look at its data."
+        )
+
+
+def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
+    epochs = torch.stack(losses).cpu().split(per_epoch)
+    step = torch.tensor([len(part) for part in epochs]).cumsum(0)
+    mean = torch.stack([part.mean(dim=0) for part in epochs])
+    epoch, model = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, mean.shape), indexing="ij"))
+    columns = {"epoch": epoch + 1, "step": step[epoch], "model": model, "loss": mean.flatten()}
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> Score:
+    """Score all K models on a split, in batches, every example weighing the same."""
+    where = next(iter(stack.values())).device
+    losses, hits = [], []
+    for x, y in zip(split.x.split(batch), split.y.to(where).split(batch), strict=True):
+        logits = forward(net, stack, x)
+        if int(y.max()) >= logits.shape[-1]:
+            raise DataError(f"label {int(y.max())} in a split for a net with {logits.shape[-1]} classes.")
+        losses.append(
+            cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none").view(len(logits), -1)
+        )
+        hits.append(logits.argmax(dim=-1) == y)
+    loss, hit = torch.cat(losses, dim=1), torch.cat(hits, dim=1).float()
+    members = nn.functional.one_hot(split.y.to(where), logits.shape[-1]).float()
+    return Score(loss.mean(dim=1), hit.mean(dim=1), (hit @ members) / members.sum(dim=0))

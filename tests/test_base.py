@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramarket import base
+
+NAMES = st.lists(st.one_of(st.text(max_size=8), st.integers(0, 99)), max_size=3)
+
+
+def draws(*purpose, seed=0):
+    return torch.rand(4, generator=base.stream(seed, *purpose))
+
+
+@given(st.integers(0, 2**40), NAMES)
+def test_a_stream_depends_on_its_names_alone(seed, names):
+    assert torch.equal(draws(*names, seed=seed), draws(*names, seed=seed))
+
+
+@given(NAMES, NAMES)
+def test_other_names_give_independent_streams(one, other):
+    assert (one == other) == torch.equal(draws(*one), draws(*other))
+
+
+def test_streams_are_the_same_on_every_machine():
+    assert base.stream(0, "init", 0).initial_seed() == 3155923014275474472
+
+
+def test_a_number_and_its_text_are_different_names():
+    assert not torch.equal(draws(1), draws("1"))
+
+
+def test_streams_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draws("anything")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(base.ParameterError, match="seed = -1"):
+        base.stream(-1)
+
+
+def test_interval_over_seeds_is_students():
+    # t(.975, 4) = 2.776445; the standard error of 1..5 is sqrt(2.5 / 5)
+    mean, low, high = base.interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    assert (low, high) == pytest.approx((3 - 2.776445 * 0.5**0.5, 3 + 2.776445 * 0.5**0.5), abs=1e-6)
+
+
+def test_interval_over_examples_covers_as_often_as_it_says():
+    samples = np.random.default_rng(1).exponential(size=(400, 60))
+    found = base.interval(samples.T, "examples")
+    covered = ((found.low <= 1) & (1 <= found.high)).mean()
+    assert 0.88 < covered < 0.97
+
+
+def test_interval_keeps_the_other_axes():
+    found = base.interval(torch.rand(5, 3, 2))
+    assert found.mean.shape == found.low.shape == found.high.shape == (3, 2)
+
+
+@pytest.mark.parametrize("values", [[1.0], 1.0, [1.0, float("nan")]])
+def test_interval_refuses_what_has_none(values):
+    with pytest.raises(base.ParameterError, match="two or more finite values"):
+        base.interval(torch.tensor(values))
+
+
+def test_interval_offers_the_nearest_kind():
+    with pytest.raises(base.ParameterError, match="Did you mean 'seeds'"):
+        base.interval([1, 2], "seed")
+
+
+def test_device_auto_and_unknown():
+    assert base.device("cpu") == torch.device("cpu")
+    assert base.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(base.ParameterError, match="'abacus' cannot be used here"):
+        base.device("abacus")
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def interrupted():
+        with base.atomic(tmp_path / "a.txt") as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
