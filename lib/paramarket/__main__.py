@@ -1,0 +1,150 @@
+"""`python -m paramarket`: every command, for all roads and for where there is no make.
+
+Commands import what they need when they run: papermill and nbconvert take seconds, a help text should not.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import yaml
+
+from paramarket import __version__
+from paramarket.base import ParamarketError, ParameterError
+
+HOME = Path(__file__).parents[2]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Are neural-network weights worth trading? Notebooks, and what runs them."""
+
+
+@cli.command()
+@click.argument(
+    "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=HOME / "runs/latest",
+    help="Folder for the results.  [default: runs/latest]",
+)
+@click.option(
+    "--parameters",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file: notebook name -> its parameters.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=os.cpu_count(),
+    help="Notebooks at a time, one thread each.  [default: all cores]",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Limit for one notebook, in seconds."
+)
+def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: int, timeout: float) -> None:
+    """Execute notebooks (default: all) and write them, their pages, index.html and results.md into a folder."""
+    from paramarket import pages, sweep
+
+    chosen = sorted(chosen) or sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
+    if out.exists() and any(out.iterdir()) and not (out / "results.md").is_file():
+        raise ParameterError(
+            f"--out {out} holds something else than results; it would be replaced. Name an empty or new folder."
+        )
+    values = yaml.safe_load(parameters.read_text()) if parameters else {}
+    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    points = [
+        sweep.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=row % jobs)
+        for row, path in enumerate(chosen)
+    ]
+    try:
+        with ThreadPoolExecutor(jobs) as executor:
+            outcomes = list(sweep.execute(points, executor))
+        pages.build(outcomes, fresh)
+        _swap(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    _report(outcomes, out)
+
+
+def _swap(fresh: Path, out: Path) -> None:
+    """Put the new results in the place of the old ones: whoever looks finds one or the other, whole."""
+    old = fresh.with_name(f"{fresh.name}-old")
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _report(outcomes: Sequence, out: Path) -> None:
+    failed = [outcome for outcome in outcomes if outcome.error]
+    click.echo(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} notebooks ran. Open {out / 'index.html'}")
+    for outcome in failed:
+        click.echo(f"FAILED {outcome.point.notebook.name}: {outcome.error}", err=True)
+    sys.exit(bool(failed))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED)
+def test(extra: Sequence[str]) -> None:
+    """Lint, then all tests in parallel; what follows goes to pytest (say: -k stack)."""
+    for call in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *extra]):
+        code = subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode
+        if code:
+            sys.exit(code)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED)
+def lab(extra: Sequence[str]) -> None:
+    """Open JupyterLab on the notebooks: this machine only, with its token."""
+    call = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={HOME / 'notebooks'}",
+        *extra,
+    ]
+    sys.exit(subprocess.run(call, check=False).returncode)
+
+
+@cli.command()
+@click.argument(
+    "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("class"),
+    show_default=True,
+    help="Folder for the copies.",
+)
+def student(chosen: Sequence[Path], out: Path) -> None:
+    """Write student copies: the notebooks (default: all) with their solutions taken out."""
+    from paramarket import teach
+
+    for path in chosen or sorted((HOME / "notebooks").glob("[0-9]*.ipynb")):
+        teach.student_copy(path, out / path.name)
+        click.echo(out / path.name)
+
+
+def main() -> None:
+    """The entry point: our own errors are one line, not a traceback."""
+    try:
+        cli(prog_name="python -m paramarket")
+    except ParamarketError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Checks of a learner's own code on fresh random input, and student copies of the notebooks."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from paramarket import stack
+from paramarket.base import DataError, atomic
+
+_SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION", re.S | re.M)
+
+
+def _fresh() -> torch.Generator:
+    """Another generator at every call: an answer cannot be fitted to the check."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def _check(name: str, test: Callable[[], str]) -> None:
+    """Run a test that says what is wrong, or nothing, and tell the learner; an unwritten exercise is no error."""
+    try:
+        wrong = test()
+    except NotImplementedError:
+        print(f"… {name} is not written yet.")
+        return
+    except Exception as error:  # the learner's own code may raise anything: say it, do not end the notebook
+        wrong = f"it raised {type(error).__name__}: {error}"
+    print(f"✗ {name}: {wrong}" if wrong else f"✓ {name} holds on fresh random input.")
+
+
+def check_same_mistake(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], float]) -> None:
+    """Notebook 01: how often two networks give the same answer among the images that both get wrong."""
+
+    def test() -> str:
+        a, b, truth = torch.randint(0, 4, (3, 400), generator=_fresh())
+        found, wrong = float(answer(a, b, truth)), [k for k in range(400) if a[k] != truth[k] and b[k] != truth[k]]
+        expected = sum(bool(a[k] == b[k]) for k in wrong) / len(wrong)
+        if abs(found - expected) < 1e-6:
+            return ""
+        return (
+            f"it says {found:.3f}, expected {expected:.3f}: look only at the {len(wrong)} images that both get wrong."
+        )
+
+    _check("same_mistake", test)
+
+
+def check_average(answer: Callable[[stack.Params, stack.Params], stack.Params]) -> None:
+    """Notebook 01: the model half-way between two models."""
+
+    def test() -> str:
+        fresh = _fresh()
+        a, b = (
+            {"0.weight": torch.randn(3, 2, generator=fresh), "0.bias": torch.randn(3, generator=fresh)}
+            for _ in range(2)
+        )
+        kept = {name: tensor.clone() for name, tensor in a.items()}
+        found = answer(a, b)
+        if any(not torch.equal(a[name], kept[name]) for name in kept):
+            return "it changes the first model: make new tensors instead of writing into the old ones."
+        if sorted(found) != sorted(a):
+            return f"the result has the names {sorted(found)}, expected {sorted(a)}."
+        bad = [name for name in a if not torch.allclose(found[name], (a[name] + b[name]) / 2)]
+        return f"{bad[0]!r} is not half-way between the two." if bad else ""
+
+    _check("average", test)
+
+
+def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -> None:
+    """Notebook 01: swap two units of the first hidden layer without changing what the network computes."""
+
+    def test() -> str:
+        fresh, net = _fresh(), stack.mlp(5, [7, 4], 3)
+        x, (i, j) = torch.randn(20, 5, generator=fresh), torch.randperm(7, generator=fresh)[:2].tolist()
+        params = stack.take(stack.init(net, 1, seed=fresh.initial_seed() % 2**31), 0)
+        found = answer({name: tensor.clone() for name, tensor in params.items()}, i, j)
+        if torch.equal(found["1.weight"], params["1.weight"]):
+            return "the first layer's rows are where they were: nothing was swapped."
+        before, after = stack.forward(net, stack.join([params, found]), x)
+        if torch.allclose(before, after, atol=1e-5):
+            return ""
+        return (
+            "the network computes something else now. "
+            "A unit owns a row of 1.weight, an entry of 1.bias and a column of 3.weight."
+        )
+
+    _check("swap_units", test)
+
+
+def student_copy(notebook: Path | str, output: Path | str) -> None:
+    """Write the notebook without its solutions and outputs: what stands between the solution marks becomes a stub.
+
+    Only cells with nbgrader's solution metadata are touched; the copy stays one that nbgrader can grade.
+    """
+    import nbformat  # not above: it takes as long to import as all the rest a notebook needs
+
+    copy = nbformat.read(notebook, as_version=4)
+    solutions = [cell for cell in copy.cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    for cell in solutions:
+        cell.source, found = _SOLUTION.subn(r"\1raise NotImplementedError", cell.source)
+        if not found:
+            raise DataError(f"{notebook}: the solution cell {cell.id!r} has no ### BEGIN SOLUTION … ### END SOLUTION.")
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    with atomic(output) as beside:
+        nbformat.write(copy, beside)

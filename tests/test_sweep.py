@@ -1,0 +1,90 @@
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from paramarket import runs, sweep
+from paramarket.base import ParameterError
+
+CODE = [
+    "from paramarket import runs\nimport os, time",
+    "value: int = 1  # what is squared\nnap: float = 0.0  # seconds",
+    "parameters = runs.check_parameters(globals(), value=(0, 9), nap=(0, 60))",
+    "time.sleep(nap)\nruns.record(parameters, square=value**2, threads=int(os.environ['OMP_NUM_THREADS']))",
+]
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [nbformat.v4.new_code_cell(source) for source in CODE]
+    cells[1].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "square.ipynb")
+    return tmp_path / "square.ipynb"
+
+
+def test_points_run_on_any_executor(notebook, tmp_path):
+    with ProcessPoolExecutor(1) as executor:
+        (outcome,) = sweep.execute([sweep.Point(notebook, tmp_path / "out.ipynb", {"value": 5})], executor)
+    assert not outcome.error
+    assert runs.read(outcome.point.output)["results"]["square"] == 25
+
+
+def test_a_failure_stops_no_other(notebook, tmp_path):
+    values = [2, 99, 3]
+    points = [sweep.Point(notebook, tmp_path / f"out/{value}.ipynb", {"value": value}) for value in values]
+    with ThreadPoolExecutor(2) as executor:
+        outcomes = {outcome.point.parameters["value"]: outcome for outcome in sweep.execute(points, executor)}
+    assert {value: outcome.error for value, outcome in outcomes.items()} == {
+        2: "", 3: "", 99: "cell [4] raised ParameterError: value = 99 is out of range, expected 0 … 9."
+    }  # fmt: skip
+    assert runs.read(tmp_path / "out/3.ipynb")["results"] == {"square": 9, "threads": 1}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2.ipynb", "3.ipynb", "99.failed.ipynb"]
+
+
+def test_unknown_names_are_refused_before_anything_starts(notebook, tmp_path):
+    good, bad = (sweep.Point(notebook, tmp_path / "out" / name, {name: 1}) for name in ("value", "valu"))
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(ParameterError, match=r"square\.ipynb: unknown parameter 'valu'\. Did you mean 'value'\?"):
+            list(sweep.execute([good, bad], executor))
+        with pytest.raises(ParameterError, match="missing"):
+            list(sweep.execute([sweep.Point(tmp_path / "no.ipynb", tmp_path / "o.ipynb")], executor))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_point_that_runs_too_long_is_ended_and_leaves_nothing_under_its_name(notebook, tmp_path):
+    outcome = sweep.run_point(sweep.Point(notebook, tmp_path / "late.ipynb", {"nap": 60.0}, timeout=8))
+    assert outcome.error == "ran past its limit of 8 s"
+    assert outcome.seconds < 30
+    assert not (tmp_path / "late.ipynb").exists()
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_child_does_not_outlive_a_killed_worker(notebook, tmp_path):
+    source = (
+        "from paramarket import sweep\n"
+        f"sweep.run_point(sweep.Point({str(notebook)!r}, {str(tmp_path / 'late.ipynb')!r}, {{'nap': 60.0}}))"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", source])
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    until = time.monotonic() + 60
+    while not (found := children.read_text().split()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert found
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    while alive(found[0]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(found[0])

@@ -1,0 +1,91 @@
+import nbformat
+import pytest
+import torch
+
+from paramarket import teach
+from paramarket.base import DataError
+
+
+def same(a, b, truth):
+    both = (a != truth) & (b != truth)
+    return (a == b)[both].float().mean().item()
+
+
+def average(a, b):
+    return {name: (a[name] + b[name]) / 2 for name in a}
+
+
+def overwrite(a, b):
+    for name in a:
+        a[name] += b[name]
+    return a
+
+
+def swap(params, i, j):
+    order = torch.arange(len(params["1.bias"]))
+    order[[i, j]] = order[[j, i]]
+    swapped = {name: params[name][order] for name in ("1.weight", "1.bias")}
+    return {**params, **swapped, "3.weight": params["3.weight"][:, order]}
+
+
+def half_a_swap(params, i, j):
+    return {**swap(params, i, j), "3.weight": params["3.weight"]}
+
+
+def stub(*_):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "says"),
+    [
+        (teach.check_same_mistake, same, "✓ same_mistake holds"),
+        (teach.check_same_mistake, lambda a, b, _: (a == b).float().mean().item(), "look only at the"),
+        (teach.check_same_mistake, stub, "… same_mistake is not written yet"),
+        (teach.check_average, average, "✓ average holds"),
+        (teach.check_average, lambda a, b: a, "is not half-way"),
+        (teach.check_average, lambda a, b: {}, "expected ['0.bias', '0.weight']"),
+        (teach.check_average, overwrite, "it changes the first model"),
+        (teach.check_average, lambda a: a, "it raised TypeError"),
+        (teach.check_swap_units, swap, "✓ swap_units holds"),
+        (teach.check_swap_units, half_a_swap, "computes something else now"),
+        (teach.check_swap_units, lambda params, i, j: params, "nothing was swapped"),
+        (teach.check_swap_units, stub, "… swap_units is not written yet"),
+    ],
+)
+def test_checks_tell_right_from_wrong(capsys, check, answer, says):
+    before = torch.get_rng_state()
+    check(answer)
+    assert says in capsys.readouterr().out
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def write(path, source, solution=True):
+    cell = nbformat.v4.new_code_cell(source, execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
+    if solution:
+        cell.metadata["nbgrader"] = {
+            "solution": True,
+            "grade_id": "a",
+            "schema_version": 3,
+            "grade": False,
+            "locked": False,
+        }
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+
+
+def test_a_student_copy_has_stubs_for_solutions_and_no_outputs(tmp_path):
+    write(
+        tmp_path / "a.ipynb", "def f(x):\n    '''Doc.'''\n    ### BEGIN SOLUTION\n    return x\n    ### END SOLUTION\nf"
+    )
+    teach.student_copy(tmp_path / "a.ipynb", tmp_path / "out/a.ipynb")
+    (cell,) = nbformat.read(tmp_path / "out/a.ipynb", as_version=4).cells
+    assert cell.source == "def f(x):\n    '''Doc.'''\n    raise NotImplementedError\nf"
+    assert (cell.outputs, cell.execution_count) == ([], None)
+    assert cell.metadata["nbgrader"]["solution"]
+
+
+def test_a_solution_cell_without_marks_is_refused(tmp_path):
+    write(tmp_path / "a.ipynb", "def f(x):\n    return x")
+    with pytest.raises(DataError, match="has no ### BEGIN SOLUTION"):
+        teach.student_copy(tmp_path / "a.ipynb", tmp_path / "out/a.ipynb")
+    assert not (tmp_path / "out").exists()
