@@ -1,7 +1,6 @@
 """Models as values. A model is its parameters; a stack is K models side by side on one more leading axis.
 
-Three verbs carry the project: `forward` runs all K models at once, `mix` makes new models as weighted sums, and
-`permute` (in `align`) reorders units without changing the function.
+Two verbs live here: `forward` runs all K models at once, `mix` makes new models as weighted sums.
 """
 
 import copy
@@ -26,14 +25,12 @@ Params = dict[str, Tensor]  # one model: parameters and floating buffers under P
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
-_CONVERT = "safetensors.torch.save_file(torch.load({0!r}, weights_only=True), {1!r})"
 
 
 def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
     """A multilayer perceptron with ReLU between its layers. Only its structure is used, never its own tensors."""
-    widths = [inputs, *hidden, classes]
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise(widths):
+    for fan_in, fan_out in pairwise([inputs, *hidden, classes]):
         layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -57,9 +54,8 @@ def _initial(net: nn.Module, generator: torch.Generator) -> Params:
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             elif any(True for _ in module.parameters(recurse=False)):
-                raise ShapeError(
-                    f"cannot initialise {path or 'the net'} ({type(module).__name__}): it has no reset_parameters()."
-                )
+                kind = type(module).__name__
+                raise ShapeError(f"cannot initialise {path or 'the net'} ({kind}): it has no reset_parameters().")
         return {name: tensor.detach().clone() for name, tensor in _named(net)}
     finally:
         torch.default_generator.set_state(before)
@@ -85,9 +81,9 @@ def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: 
         if name not in given or name not in expected:
             side, other = ("given", expected) if name in given else ("expected", given)
             raise ShapeError(f"{what} do not fit: {side} has {name!r} alone; {unknown('parameter', name, other)}")
-        if given[name].shape[skip:] != expected[name].shape:
-            shapes = f"{tuple(given[name].shape[skip:])}, expected {tuple(expected[name].shape)}"
-            raise ShapeError(f"{what} do not fit: {name!r} has shape {shapes}.")
+        shape, wanted = tuple(given[name].shape[skip:]), tuple(expected[name].shape)
+        if shape != wanted:
+            raise ShapeError(f"{what} do not fit: {name!r} has shape {shape}, expected {wanted}.")
 
 
 def take(stack: Stack, index: Any) -> Stack | Params:
@@ -109,9 +105,8 @@ def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
 
 
 def _weighted(weights: Tensor, tensor: Tensor) -> Tensor:
-    lead = weights.ndim - 1
-    flat = tensor.reshape(*tensor.shape[:lead], -1)
-    return (weights @ flat).reshape(*weights.shape[:-1], *tensor.shape[lead:])
+    flat = tensor.reshape(*tensor.shape[: weights.ndim - 1], -1)
+    return (weights @ flat).reshape(*weights.shape[:-1], *tensor.shape[weights.ndim - 1 :])
 
 
 def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n classes"]:
@@ -124,8 +119,7 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
 
 def apply(net: nn.Module, stack: Stack, x: Tensor, *, training: bool) -> Tensor:
     """`forward`, in training mode on request: batch statistics are used and running ones updated in the stack."""
-    shared = _is_shared(net, stack, x)
-    x = x.to(next(iter(stack.values())).device)
+    x, shared = _placed(net, stack, x)
     if _is_dense(net):
         *_, (_, out) = _layers(net, stack, x, shared)
         return out
@@ -147,29 +141,27 @@ def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
     """What every layer of an MLP says: {layer name: [K, n, units]}, in order, the last being the logits."""
     if not _is_dense(net):
         raise ShapeError(f"features needs a Sequential of Flatten, Linear and activations, got {type(net).__name__}.")
-    shared = _is_shared(net, stack, x)
-    return dict(_layers(net, stack, x.to(next(iter(stack.values())).device), shared))
+    return dict(_layers(net, stack, *_placed(net, stack, x)))
 
 
 def _is_dense(net: nn.Module) -> bool:
     return isinstance(net, nn.Sequential) and all(isinstance(m, (nn.Flatten, nn.Linear, *_ELEMENTWISE)) for m in net)
 
 
-def _is_shared(net: nn.Module, stack: Stack, x: Tensor) -> bool:
+def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
+    """Check that net, stack and examples fit; x on the stack's device, and whether all models share it."""
     _compare(stack, dict(_named(net)), "the stack and the net", skip=1)
     copies = {len(tensor) for tensor in stack.values()}
     if len(copies) != 1:
         raise ShapeError(f"a stack holds the same number of models under every name, got {sorted(copies)}.")
+    shape, shared = tuple(x.shape), x.ndim in (2, 4)
     if not 2 <= x.ndim <= 5:
         raise ShapeError(
-            f"x has shape {tuple(x.shape)}, expected [n, features] or [n, channels, height, width], or those per model."
+            f"x has shape {shape}, expected [n, features], [n, channels, height, width] or those per model."
         )
-    shared = x.ndim in (2, 4)
     if not shared and len(x) not in copies:
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)}: one batch per model needs a first axis of {copies.pop()} models."
-        )
-    return shared
+        raise ShapeError(f"x has shape {shape}: one batch per model needs a first axis of {copies.pop()} models.")
+    return x.to(next(iter(stack.values()))), shared
 
 
 def _layers(net: nn.Sequential, stack: Stack, x: Tensor, shared: bool) -> Iterator[tuple[str, Tensor]]:
@@ -216,9 +208,7 @@ def card(net: nn.Module, dataset: Dataset) -> dict[str, str]:
 def save(path: Path | str, params: Params, card: Mapping[str, str]) -> None:
     """Write one model as safetensors with its interface card and content hash, atomically. Refuses NaN and infinity."""
     _finite(params, str(path))
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in params.items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
     with atomic(path) as beside:
         save_file(tensors, beside, metadata={**card, "content_hash": content_hash(tensors)})
 
@@ -251,7 +241,8 @@ def _unreadable(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        convert = _CONVERT.format(str(path), str(path.with_suffix(".safetensors")))
+        safe = str(path.with_suffix(".safetensors"))
+        convert = f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {safe!r})"
         return f"{path} is a pickle, and reading one can run code: refused. If you trust it, convert it once: {convert}"
     return f"{path} is no readable safetensors file ({error})."
 
