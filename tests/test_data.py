@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramarket import data
+from paramarket import data, sources
 from paramarket.base import DataError, ParameterError, stream
 
 SIZES = {"mnist-5k": (3000, 500, 500, 1000), "digits": (1077, 180, 180, 360)}
@@ -57,7 +57,7 @@ def test_a_damaged_bundle_is_refused(tmp_path):
 
 def test_provenance_states_the_hashes_of_the_files():
     readme = (data.ROOT / "README.md").read_text()
-    for name, (digest, _, _) in data.BUNDLED.items():
+    for name, (digest, _, _) in sources.BUNDLED.items():
         assert hashlib.sha256((data.ROOT / f"{name}.npz").read_bytes()).hexdigest() == digest
         assert digest in readme
 

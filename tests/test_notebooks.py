@@ -10,6 +10,7 @@ from paramarket.__main__ import HOME
 NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
 QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
 
+RESULTS = (HOME / "RESULTS.md").read_text()
 KEYS = {"01_train_two_mlps": ["accuracy", "agreement", "averaged_accuracy", "plant_a_accuracy", "plant_b_accuracy"]}
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,6 +36,9 @@ def test_the_solved_notebook_and_its_student_copy_leave_the_same_record(path, tm
     assert solved["parameters"].items() >= QUICK[path.stem].items()
     for key in KEYS[path.stem]:
         assert solved["results"][f"{key}_low"] <= solved["results"][key] <= solved["results"][f"{key}_high"]
+    for each in solved["claims"]:
+        assert f"| {each['claim']} | {path.stem} | {each['figure']} | `{each['result']}` " in RESULTS
+    assert solved["claims"]
     exercises = path.read_text().count("BEGIN SOLUTION")
     assert said(tmp_path / "solved.ipynb").count("holds on fresh random input") == exercises >= 2
     assert "✗" not in said(tmp_path / "solved.ipynb")

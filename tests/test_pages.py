@@ -11,11 +11,13 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 def outcome(folder, name, error="", seconds=90.0):
     record = {"parameters": {}, "results": {"gain": 0.5, "gain_low": 0.4, "gain_high": 0.6, "n": 3}, "environment": {}}
+    record["claims"] = [{"claim": "It gains", "figure": "2", "result": "gain", "verdict": "holds"}]
     record["order"] = list(record["results"])
     cells = [
         new_markdown_cell(
             "# 07 · Does <it> work?\n\nPrice $p_i < 2$ and `$HOME` cost $$\\frac{a}{b}$$ or \\$5 and \\$6."
         ),
+        new_markdown_cell("A slip: $x^$. The $k$th."),
         new_code_cell("x = 1", outputs=[new_output("display_data", data={"image/png": PIXEL})]),
         new_code_cell(
             "y", metadata={"tags": ["headline"]}, outputs=[new_output("display_data", data={"image/png": PIXEL + "A"})]
@@ -63,7 +65,8 @@ def test_pages_load_nothing_from_the_network(site):
 
 def test_formulas_become_mathml_and_code_and_money_stay(site):
     page = site["a.html"]
-    assert page.count("<math") == 2
+    assert page.count("<math") == 3
+    assert "<code>$x^$</code>" in page
     assert "<mfrac>" in page
     assert 'display="block"' in page
     assert "$HOME" in page
@@ -74,6 +77,12 @@ def test_pages_show_no_progress_bar_and_no_dead_widget(site):
     assert "training: 10%" not in site["a.html"]
     assert "IntSlider" not in site["a.html"]
     assert "plain" in site["a.html"]
+
+
+def test_claims_have_their_row_with_number_and_verdict(tmp_path):
+    outcome(tmp_path, "a")
+    text = pages.claims([tmp_path / "a.ipynb"])
+    assert "| It gains | a | 2 | `gain` 0.5 [0.4, 0.6] | holds |" in text
 
 
 def test_a_notebook_that_never_started_still_has_its_place(tmp_path):

@@ -15,13 +15,41 @@ CELL = (
 ALLOWED = {"width": (1, 512), "rate": (0.0, 1.0), "name": ["digits", "mnist-5k"], "both": bool, "angles": (0, 90)}
 
 
-def check(injected="", cell=CELL, allowed=ALLOWED):
+def check(injected="", cell=CELL, allowed=ALLOWED, after=()):
     """What a kernel holds when the check cell runs: cells so far in `In`, values as globals."""
-    namespace = {
-        "In": ["", "import math", "%matplotlib inline", cell, *([f"# Parameters\n{injected}\n"] if injected else [])]
-    }
-    exec(f"{cell}\n{injected}", namespace)
+    cells = [
+        "",
+        "import math",
+        "%matplotlib inline",
+        cell,
+        *([f"# Parameters\n{injected}\n"] if injected else []),
+        *after,
+    ]
+    namespace = {"In": cells}
+    for source in cells[3:]:
+        exec(source, namespace)
     return runs.check_parameters(namespace, **allowed)
+
+
+def test_cells_run_again_in_jupyterlab_are_understood():
+    assert check(after=["scratch: int = 3", "bogus = 3"])["width"] == 64
+    assert (
+        check("widht = 3", after=[CELL])["width"] == 64
+    )  # the injected cell was deleted, the parameters cell run again
+    assert check(after=[CELL.replace("64", "32")])["width"] == 32
+    assert check(cell=f"'A docstring.'\n{CELL}")["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (CELL.replace("width: int", "width"), r"write `width: type = …"),
+        (CELL.replace("width: int", "width: complex"), r"width: unknown type of parameter 'complex'"),
+    ],
+)
+def test_a_parameters_cell_of_the_wrong_form_is_explained(cell, message):
+    with pytest.raises(base.ParameterError, match=message):
+        check(cell=cell)
 
 
 def test_defaults_and_injected_values_come_back():
@@ -94,6 +122,22 @@ def test_read_names_files_without_a_record(tmp_path):
         runs.read(tmp_path / "b.ipynb")
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "bars", "verdict"),
+    [
+        (1.0, 2.0, {"above": 0.5}, "holds"),
+        (1.0, 2.0, {"above": 1.5}, "partly"),
+        (1.0, 2.0, {"above": 2.5}, "fails"),
+        (1.0, 2.0, {"below": 2.5}, "holds"),
+        (1.0, 2.0, {"below": 1.5}, "partly"),
+        (1.0, 2.0, {"below": 0.5}, "fails"),
+    ],
+)
+def test_a_claim_is_judged_by_its_whole_interval(low, high, bars, verdict):
+    results = {"gain": base.Interval((low + high) / 2, low, high)}
+    assert runs.claim("text", "gain", results, figure="1", **bars)["verdict"] == verdict
+
+
 @given(st.floats(1e-6, 1e9))
 def test_shown_numbers_are_the_numbers(value):
     assert float(runs.show(value).replace(",", "")) == pytest.approx(value, rel=1e-3)
@@ -141,7 +185,10 @@ def test_cached_tells_data_nets_and_tensors_apart_by_content(tmp_path, digits):
 def test_a_damaged_artefact_is_built_again_and_a_failed_one_leaves_nothing(tmp_path):
     runs.cached(noise, folder=tmp_path, shape=[3], seed=0)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:20])
+    whole = path.read_bytes()
+    for damaged in (whole[:20], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        assert torch.equal(runs.cached(noise, folder=tmp_path, shape=[3], seed=0)["w"], noise([3], 0)["w"])
     assert torch.equal(runs.cached(noise, folder=tmp_path, shape=[3], seed=0)["w"], noise([3], 0)["w"])
 
     def broken():

@@ -48,6 +48,46 @@ def test_forward_of_a_stack_equals_its_members_as_plain_modules(shape, copies, s
         )
 
 
+class Halved(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def reused():
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Linear(6, 5), relu, nn.Linear(5, 5), relu, nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        reused(),
+        Halved(nn.Linear(6, 2)),
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 2, bias=False)),
+        nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.Tanh(), nn.Linear(5, 2)),
+    ],
+    ids=["a module used twice", "a subclass", "in place", "dropout"],
+)
+def test_forward_does_what_unusual_sequentials_do(net):
+    many, x = stack.init(net, 2, seed=0), torch.randn(4, 6)
+    out = stack.forward(net, many, x)
+    for k in range(2):
+        assert torch.allclose(out[k], functional_call(net.eval(), stack.take(many, k), (x,)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_equal_autograds(shared):
+    """The linear layer's gradients are written out by hand: compare with plain modules, in float64."""
+    net, many = models((5, [4], 3), 2)
+    many = {name: tensor.double().requires_grad_() for name, tensor in many.items()}
+    x = torch.randn(6, 5, dtype=torch.float64) if shared else torch.randn(2, 6, 5, dtype=torch.float64)
+    x.requires_grad_()
+    found = torch.autograd.grad(stack.forward(net, many, x).square().sum(), [*many.values(), x])
+    plain = [functional_call(net, stack.take(many, k), (x if shared else x[k],)) for k in range(2)]
+    expected = torch.autograd.grad(torch.stack(plain).square().sum(), [*many.values(), x])
+    assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_forward_of_any_other_module_equals_its_members(shared):
     net = conv_net()

@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from paramarket import runs, sweep
@@ -58,10 +59,31 @@ def test_unknown_names_are_refused_before_anything_starts(notebook, tmp_path):
 
 
 def test_a_point_that_runs_too_long_is_ended_and_leaves_nothing_under_its_name(notebook, tmp_path):
-    outcome = sweep.run_point(sweep.Point(notebook, tmp_path / "late.ipynb", {"nap": 60.0}, timeout=8))
-    assert outcome.error == "ran past its limit of 8 s"
-    assert outcome.seconds < 30
-    assert not (tmp_path / "late.ipynb").exists()
+    outcome = sweep.run_point(sweep.Point(notebook, tmp_path / "late.ipynb", {"nap": 60.0}, timeout=12))
+    assert outcome.error in [f"{where}ran past its limit of 12 s" for where in ("cell [5]: ", "")]
+    assert outcome.seconds < 40
+    assert {path.name for path in tmp_path.iterdir()} <= {"square.ipynb", "late.failed.ipynb"}
+
+
+def test_a_kernel_that_dies_is_named_with_its_cell(notebook, tmp_path):
+    dying = nbformat.read(notebook, as_version=4)
+    dying.cells[2].source = "import os\nos._exit(9)"
+    nbformat.write(dying, tmp_path / "dying.ipynb")
+    outcome = sweep.run_point(sweep.Point(tmp_path / "dying.ipynb", tmp_path / "out.ipynb", timeout=60))
+    assert outcome.error == "cell [3]: the process ended with code 1"
+    assert not (tmp_path / "out.ipynb").exists()
+    assert (tmp_path / "out.failed.ipynb").exists()
+
+
+def test_two_points_never_share_an_output_and_parameters_are_plain(notebook, tmp_path):
+    point = sweep.Point(notebook, tmp_path / "out.ipynb")
+    odd = sweep.Point(notebook, tmp_path / "odd.ipynb", {"value": object()})
+    assert sweep._json({"value": np.int64(3)}) == '{"value": 3}'
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(ParameterError, match=r"two points write the same output: .*out\.ipynb"):
+            list(sweep.execute([point, point], executor))
+        with pytest.raises(ParameterError, match=r"value = <object.*give numbers, texts or lists"):
+            list(sweep.execute([odd], executor))
 
 
 def alive(process):

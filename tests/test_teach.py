@@ -28,6 +28,12 @@ def swap(params, i, j):
     return {**params, **swapped, "3.weight": params["3.weight"][:, order]}
 
 
+def reverse(params, i, j):
+    order = torch.arange(len(params["1.bias"])).flip(0)
+    turned = {name: params[name][order] for name in ("1.weight", "1.bias")}
+    return {**params, **turned, "3.weight": params["3.weight"][:, order]}
+
+
 def half_a_swap(params, i, j):
     return {**swap(params, i, j), "3.weight": params["3.weight"]}
 
@@ -48,6 +54,7 @@ def stub(*_):
         (teach.check_average, overwrite, "it changes the first model"),
         (teach.check_average, lambda a: a, "it raised TypeError"),
         (teach.check_swap_units, swap, "✓ swap_units holds"),
+        (teach.check_swap_units, reverse, "it moved other rows"),
         (teach.check_swap_units, half_a_swap, "computes something else now"),
         (teach.check_swap_units, lambda params, i, j: params, "nothing was swapped"),
         (teach.check_swap_units, stub, "… swap_units is not written yet"),

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -101,18 +102,37 @@ def test_fit_leaves_its_input_and_the_global_generator_alone(some):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_going_on_from_a_state_equals_never_having_stopped(digits):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_optimiser_goes_on_from_a_state(digits, optimizer):
+    few = data.Split(digits.train.x[:50], digits.train.y[:50])  # one batch is all there is: its order cannot matter
+    how = {"batch": 50, "schedule": "constant", "optimizer": optimizer}
+    start = stack.init(NET, 2, seed=0)
+    straight = train.fit(NET, start, few, steps=10, **how)
+    half = train.fit(NET, start, few, steps=5, **how)
+    rest = train.fit(NET, half.stack, few, steps=5, state=half.state, **how)
+    fresh = train.fit(NET, half.stack, few, steps=5, **how)
+    assert close(straight.stack, rest.stack, atol=1e-6)
+    assert not close(straight.stack, fresh.stack, atol=1e-6)
+    assert all(len(tensor) == 2 for tensor in half.state.values())
+
+
+def test_a_state_that_does_not_fit_is_refused(digits):
     few = data.Split(digits.train.x[:50], digits.train.y[:50])
-    how = {"batch": 50, "schedule": "constant"}
-    for optimizer in ("adamw", "sgd"):
-        start = stack.init(NET, 2, seed=0)
-        straight = train.fit(NET, start, few, steps=10, optimizer=optimizer, **how)
-        half = train.fit(NET, start, few, steps=5, optimizer=optimizer, **how)
-        rest = train.fit(NET, half.stack, few, steps=5, optimizer=optimizer, state=half.state, **how)
-        fresh = train.fit(NET, half.stack, few, steps=5, optimizer=optimizer, **how)
-        assert close(straight.stack, rest.stack, atol=1e-6)
-        assert not close(straight.stack, fresh.stack, atol=1e-6)
-        assert all(len(tensor) == 2 for tensor in half.state.values())
+    start = stack.init(NET, 3, seed=0)
+    state = train.fit(NET, start, few, steps=1).state
+    with pytest.raises(ShapeError, match=r"'step/1\.weight' is \(3,\), expected \(2,\)"):
+        train.fit(NET, stack.take(start, slice(2)), few, steps=1, state=state)
+    with pytest.raises(ShapeError, match=r"'momentum_buffer/1\.weight' is nothing, expected \(3, 16, 64\)"):
+        train.fit(NET, start, few, steps=1, optimizer="sgd", state=state)
+
+
+def test_dropout_is_drawn_from_the_seed_and_leaves_the_global_generator_alone(digits):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+    start, before = stack.init(net, 2, seed=0), torch.get_rng_state()
+    one, again, other = (train.fit(net, start, digits.train, steps=3, seed=seed).stack for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["1.weight"], other["1.weight"])
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_epoch_is_counted_in_steps_of_the_largest_split(some):
@@ -136,7 +156,7 @@ def test_every_model_sees_its_own_examples_once_a_round(sizes, batch):
     orders = [stream(0, k) for k in range(len(sizes))]
     batches = train._batches(splits, batch, orders, {"": torch.zeros(1)})
     rounds = -(-max(sizes) // batch) * 3
-    seen = torch.cat([next(batches)[0][..., 0] for _ in range(rounds)], dim=1)
+    seen = torch.cat([next(batches)[0][..., 0].clone() for _ in range(rounds)], dim=1)
     for k, (a, n) in enumerate(zip(starts.tolist(), sizes, strict=False)):
         whole = seen[k][: len(seen[k]) // n * n].view(-1, n).sort(dim=1).values
         assert (whole == torch.arange(a, a + n)).all()
@@ -145,8 +165,12 @@ def test_every_model_sees_its_own_examples_once_a_round(sizes, batch):
 def test_a_loss_that_is_not_finite_names_model_and_step(digits):
     start = stack.init(NET, 3, seed=0)
     start["1.weight"][1] *= float("inf")
-    with pytest.raises(TrainingError, match="the loss of model 1 is not finite at step 0"):
-        train.fit(NET, start, digits.train, epochs=1)
+    with pytest.raises(TrainingError, match="of model 1 are not finite at step 0 of 34: try a smaller lr"):
+        train.fit(NET, start, digits.train, epochs=2)
+    with pytest.raises(TrainingError, match="the loss of model 1 is not finite: look at its weights"):
+        train.evaluate(NET, start, digits.test)
+    with pytest.raises(TrainingError, match="of model 0 are not finite at step 1 of 1"):
+        train.fit(NET, stack.init(NET, 1, seed=0), digits.train, steps=1, lr=1e42)
 
 
 def test_bad_settings_are_refused_before_work_starts(digits):
@@ -161,6 +185,16 @@ def test_bad_settings_are_refused_before_work_starts(digits):
         train.fit(NET, start, split, epochs=1, schedule="cosine")
     with pytest.raises(ParameterError, match="1 seeds for 2 models"):
         train.fit(NET, start, split, epochs=1, seed=[1])
+    for wrong in ({"epochs": 1.5}, {"batch": 0}, {"batch": -1}, {"lr": -1.0}, {"lr": float("nan")}):
+        (name,) = wrong
+        with pytest.raises((ParameterError, TypeCheckError), match=name):
+            train.fit(NET, start, split, **({"epochs": 1} | wrong))
+    with pytest.raises(DataError, match="labels from 0 to 12 in the splits for a net with 10 classes"):
+        train.fit(NET, start, data.Split(split.x[:2], torch.tensor([0, 12])), epochs=1)
+    with pytest.raises(ShapeError, match=r"examples of different shapes: \(1, 8, 8\), \(64,\)"):
+        train.fit(NET, start, [split, data.Split(split.x.flatten(1), split.y)], epochs=1)
+    with pytest.raises(ShapeError, match=r"'3\.weight' has shape \(10, 16\), expected \(16, 16\)"):
+        train.fit(stack.mlp(64, [16, 16], 10), start, split, epochs=1)
     with pytest.raises(ShapeError, match="3 splits for 2 models"):
         train.fit(NET, start, [split] * 3, epochs=1)
 

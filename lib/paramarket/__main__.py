@@ -16,9 +16,10 @@ import click
 import yaml
 
 from paramarket import __version__
-from paramarket.base import ParamarketError, ParameterError
+from paramarket.base import ParamarketError, ParameterError, unknown
 
 HOME = Path(__file__).parents[2]
+MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,11 +57,9 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
     from paramarket import pages, sweep
 
     chosen = sorted(chosen) or sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
-    if out.exists() and any(out.iterdir()) and not (out / "results.md").is_file():
-        raise ParameterError(
-            f"--out {out} holds something else than results; it would be replaced. Name an empty or new folder."
-        )
-    values = yaml.safe_load(parameters.read_text()) if parameters else {}
+    out, values = out.resolve(), _values(parameters, [path.stem for path in chosen])
+    if out.exists() and not {path.name for path in out.iterdir()} <= {*_ours(out), MARK}:
+        raise ParameterError(f"--out {out} holds something else than results; it would be replaced. Name a new folder.")
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     points = [
         sweep.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=row % jobs)
@@ -70,10 +69,25 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
         with ThreadPoolExecutor(jobs) as executor:
             outcomes = list(sweep.execute(points, executor))
         pages.build(outcomes, fresh)
+        (fresh / MARK).write_text("".join(f"{path.name}\n" for path in sorted(fresh.iterdir())))
         _swap(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     _report(outcomes, out)
+
+
+def _values(path: Path | None, names: Sequence[str]) -> dict[str, dict]:
+    """{notebook name: its parameters} from a YAML file; a name of no chosen notebook is an error."""
+    values = yaml.safe_load(path.read_text()) if path else {}
+    for name in values or {}:
+        if name not in names:
+            raise ParameterError(f"{path}: {unknown('notebook', name, names)}")
+    return values or {}
+
+
+def _ours(out: Path) -> list[str]:
+    """What an earlier run wrote into a folder, by its own list."""
+    return (out / MARK).read_text().splitlines() if (out / MARK).is_file() else []
 
 
 def _swap(fresh: Path, out: Path) -> None:
@@ -136,6 +150,18 @@ def student(chosen: Sequence[Path], out: Path) -> None:
     for path in chosen or sorted((HOME / "notebooks").glob("[0-9]*.ipynb")):
         teach.student_copy(path, out / path.name)
         click.echo(out / path.name)
+
+
+@cli.command()
+def results() -> None:
+    """Write RESULTS.md from the latest full run: every claim with its number and verdict."""
+    from paramarket import base, pages
+
+    executed = sorted((HOME / "runs/latest").glob("[0-9]*.ipynb"))
+    if [path.name for path in executed] != [path.name for path in sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))]:
+        raise ParameterError("runs/latest does not hold a full run: run `python -m paramarket notebooks` first.")
+    with base.atomic(HOME / "RESULTS.md") as beside:
+        beside.write_text(pages.claims(executed), encoding="utf-8")
 
 
 def main() -> None:

@@ -58,6 +58,20 @@ def stream(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+@contextmanager
+def lent(generator: torch.Generator) -> Iterator[None]:
+    """PyTorch draws initial weights and dropout from its global CPU generator alone: lend it the state of `generator`.
+
+    When the block ends, the global generator is as it was before.
+    """
+    before = torch.default_generator.get_state()
+    try:
+        torch.default_generator.set_state(generator.get_state())
+        yield
+    finally:
+        torch.default_generator.set_state(before)
+
+
 def device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" is the CUDA GPU if there is one, otherwise the CPU.
 

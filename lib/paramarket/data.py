@@ -1,23 +1,20 @@
-"""Real images, checked and split, and what one plant holds of them."""
+"""Datasets checked and split, what one plant holds of them, and what may happen to them."""
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
+from paramarket import sources
 from paramarket.base import DataError, ParameterError, stream, unknown
 
 ROOT = Path(__file__).parents[2] / "data"
-
-# name -> (SHA-256 of the file in data/, largest pixel value, what each label means)
-BUNDLED = {
-    "mnist-5k": ("f814240cf7e0d3cbaacc1a898905819a40ab46fb317a600d2a4b91a5c184c810", 255, tuple("0123456789")),
-    "digits": ("6f801551877abf69fbf3711373bb642a18dc933430a3385cd6febc235225ea6f", 16, tuple("0123456789")),
-}
+NAMES = (*sources.BUNDLED, *sources.DOWNLOADED)
 SHARES = {"train": 0.6, "quote": 0.1, "audit": 0.1, "test": 0.2}
 
 
@@ -61,61 +58,147 @@ class Dataset:
 def load(name: str, root: Path | str = ROOT) -> Dataset:
     """The set called `name`, the same four stratified splits every time.
 
-    "mnist-5k": 5,000 images [1, 28, 28], split 3,000 / 500 / 500 / 1,000. "digits": 1,797 images [1, 8, 8].
-    Raises DataError for an unknown name, and for a file that is missing or whose SHA-256 is not the recorded one.
+    Bundled: "mnist-5k" (5,000 images [1, 28, 28], split 3,000 / 500 / 500 / 1,000) and "digits" (1,797 of [1, 8, 8]).
+    Downloaded into `root` on first use: "mnist", "fashion-mnist", "kmnist", "cifar10"; their own test set is `test`.
+    Raises DataError for an unknown name, a missing or damaged file, a failed download.
     """
-    if name not in BUNDLED:
-        raise DataError(unknown("dataset", name, BUNDLED))
-    digest, largest, classes = BUNDLED[name]
-    with np.load(_checked(Path(root) / f"{name}.npz", digest)) as arrays:
-        x = torch.from_numpy(arrays["x"]).float().div(largest).unsqueeze(1)
-        y = torch.from_numpy(arrays["y"]).long()
-    return _dataset(name, x, y, classes)
+    if name not in NAMES:
+        raise DataError(unknown("dataset", name, NAMES))
+    reader = sources.bundled if name in sources.BUNDLED else sources.downloaded
+    return _dataset(name, reader(name, Path(root)))
 
 
-def _checked(path: Path, expected: str) -> Path:
-    remedy = f"Restore it with `git checkout -- data/{path.name}` or rebuild it with `make data`."
-    if not path.is_file():
-        raise DataError(f"{path} is missing. {remedy}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected:
-        raise DataError(f"{path} is damaged: its SHA-256 is {found}, expected {expected}. {remedy}")
-    return path
+def from_files(path: Path | str) -> Dataset:
+    """Your own data, in the same four splits: a folder with a folder of images per class, an .npz, or a .csv.
+
+    An .npz holds `x`, `y` and, if you like, `classes`; a .csv a column `label` beside numbers. Raises DataError that
+    names the file for what cannot be read, ragged sizes, missing values and unknown labels.
+    """
+    return _dataset(Path(path).stem, sources.files(Path(path)))
 
 
-def _dataset(name: str, x: Tensor, y: Tensor, classes: tuple[str, ...]) -> Dataset:
-    parts = _stratified(y, stream(0, "split", name))
-    train = x[parts["train"]]
-    mean, std = train.mean(dim=(0, 2, 3)), train.std(dim=(0, 2, 3))
-    x = (x - mean[:, None, None]) / std[:, None, None]
-    return Dataset(name, **{part: Split(x[i], y[i]) for part, i in parts.items()}, classes=classes, mean=mean, std=std)
+def _dataset(name: str, raw: sources.Raw) -> Dataset:
+    parts = _stratified(raw.y, raw.tested, stream(0, "split", name))
+    train = raw.x[parts["train"]]
+    axes = [axis for axis in range(raw.x.ndim) if axis != 1]
+    mean, std = train.mean(dim=axes), train.std(dim=axes)
+    std = torch.where(std > 0, std, 1.0)
+    shape = (-1, *[1] * (raw.x.ndim - 2))
+    x = (raw.x - mean.view(shape)) / std.view(shape)
+    splits = {part: Split(x[index], raw.y[index]) for part, index in parts.items()}
+    return Dataset(name, **splits, classes=raw.classes, mean=mean, std=std)
 
 
-def _stratified(y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Disjoint index sets that cover every example, each class cut in the proportions of SHARES."""
-    parts = {part: [] for part in SHARES}
-    cuts = np.cumsum(list(SHARES.values()))[:-1]
+def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Disjoint index sets that cover every example, each class cut in the proportions of SHARES.
+
+    If the last `tested` examples are a test set already, they stay it, and the others are cut 6 : 1 : 1.
+    """
+    shares = SHARES if tested is None else {part: SHARES[part] for part in ("train", "quote", "audit")}
+    cuts = torch.tensor(list(shares.values())).double().cumsum(0) / sum(shares.values())
+    parts = {part: [] for part in shares}
     for label in y.unique():
-        members = torch.nonzero(y == label).flatten()
+        members = torch.nonzero(y[: len(y) - (tested or 0)] == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        ends = [round(float(cut) * len(members)) for cut in cuts]
-        for part, chosen in zip(SHARES, members.tensor_split(ends), strict=True):
+        ends = [round(cut * len(members)) for cut in cuts[:-1].tolist()]
+        for part, chosen in zip(shares, members.tensor_split(ends), strict=True):
             parts[part].append(chosen)
-    return {part: torch.cat(chosen) for part, chosen in parts.items()}
+    own = {} if tested is None else {"test": torch.arange(len(y) - tested, len(y))}
+    return {part: torch.cat(chosen) for part, chosen in parts.items()} | own
 
 
-def holding(split: Split, classes: list[int], keep: float, generator: torch.Generator) -> Split:
+def holding(
+    split: Split, classes: list[int], keep: float, generator: torch.Generator, student: int = 1, students: int = 1
+) -> Split:
     """What a plant holds that rarely sees some kinds: a random share `keep` of each of `classes`, all of the others.
 
-    Raises ParameterError if keep lies outside [0, 1] or a class does not occur in the split.
+    In a class of `students`, each dealt a share of the split, number `student` (from 1 on) holds the same of its own
+    share; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
+    one of `classes` does not occur.
     """
     if not 0 <= keep <= 1:
         raise ParameterError(f"keep = {keep}, expected a share between 0 and 1.")
-    kept = torch.ones(len(split), dtype=torch.bool)
-    for label in classes:
+    if not 1 <= student <= students:
+        raise ParameterError(f"student = {student}, expected a number from 1 to {students}.")
+    kept = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.y.unique().tolist():
         members = torch.nonzero(split.y == label).flatten()
-        if len(members) == 0:
-            raise ParameterError(f"classes = {classes}: the split holds no example of class {label}.")
-        order = torch.randperm(len(members), generator=generator)
-        kept[members[order[round(keep * len(members)) :]]] = False
+        own = members[torch.randperm(len(members), generator=generator)][student - 1 :: students]
+        kept[own[: round(keep * len(own))] if label in classes else own] = True
+    missing = set(classes) - set(split.y.unique().tolist())
+    if missing:
+        raise ParameterError(f"classes = {classes}: the split holds no example of class {min(missing)}.")
     return Split(split.x[kept], split.y[kept])
+
+
+def flip_labels(split: Split, share: float, classes: int, generator: torch.Generator) -> Split:
+    """Label noise: a random `share` of the examples gets another of the `classes` labels, each equally likely."""
+    if not 0 <= share <= 1:
+        raise ParameterError(f"share = {share}, expected a share between 0 and 1.")
+    chosen = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
+    y = split.y.clone()
+    y[chosen] = (y[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
+    return Split(split.x, y)
+
+
+def drop_pixels(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Missing pixels: each is set to the background with probability `share`."""
+    return torch.where(torch.rand(x.shape, generator=generator) < share, x.min(), x)
+
+
+def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float[Tensor, "n channels height width"]:
+    """Images turned counter-clockwise about their centre, bilinear, on the background."""
+    return _turn(x, angle=-float(degrees), shear=0.0)
+
+
+def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
+    v2 = _transforms()
+    how = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": [float(x.min())] * x.shape[1]}
+    return v2.functional.affine(x, angle=angle, translate=[0, 0], scale=1.0, shear=[shear, 0.0], **how)
+
+
+def _transforms() -> ModuleType:
+    """torchvision's, imported when first needed: it takes longer than all the rest."""
+    sources.torchvision()
+    from torchvision.transforms import v2
+
+    return v2
+
+
+def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A square of a third of the side is hidden, in each image elsewhere."""
+    n, _, height, width = x.shape
+    side = max(1, height // 3)
+    top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (height, width))
+    rows, columns = torch.arange(height), torch.arange(width)
+    hidden = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    return torch.where(hidden[:, None], x.min(), x)
+
+
+def _edges(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Strength of Sobel's gradient, stretched over the range of the images."""
+    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(x.shape[1], 1, 1, 1)
+    slopes = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), kernels, groups=x.shape[1])
+    strength = slopes.unflatten(1, (x.shape[1], 2)).norm(dim=2)
+    return x.min() + (x.max() - x.min()) * strength / strength.amax().clamp_min(1e-12)
+
+
+def _permute_pixels(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One random order of the pixels for all images; equal generators, equal orders."""
+    order = torch.randperm(x[0, 0].numel(), generator=generator)
+    return x.flatten(2)[..., order].view_as(x)
+
+
+# name -> what it makes of images x [n, channels, height, width]; what is random comes from the generator alone
+DOMAINS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "upright": lambda x, generator: x,
+    "rotate": lambda x, generator: rotate(x, 45.0),
+    "invert": lambda x, generator: x.max() + x.min() - x,
+    "noise": lambda x, generator: x + 0.7 * torch.randn(x.shape, generator=generator),
+    "blur": lambda x, generator: _transforms().functional.gaussian_blur(x, kernel_size=[5, 5], sigma=[1.5, 1.5]),
+    "occlude": _occlude,
+    "shear": lambda x, generator: _turn(x, angle=0.0, shear=30.0),
+    "edges": _edges,
+    "permute-pixels": _permute_pixels,
+}

@@ -18,7 +18,7 @@ from paramarket.sweep import Outcome, failed_path
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _MATH = re.compile(
-    r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|(?<![\\\w])\$(?P<line>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\w)",
+    r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|(?<![\\\w])\$(?P<line>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\d)",
     re.S,
 )
 _STYLE = """
@@ -89,7 +89,10 @@ def _is_live(output: NotebookNode) -> bool:
 def _mathml(match: re.Match) -> str:
     if match["code"]:
         return match["code"]
-    return convert(match["block"] or match["line"], display="block" if match["block"] else "inline")
+    try:
+        return convert(match["block"] or match["line"], display="block" if match["block"] else "inline")
+    except Exception:  # latex2mathml has one for each slip; a page is worth more than a formula
+        return f"<code>{html.escape(match[0])}</code>"
 
 
 def _question(notebook: NotebookNode) -> str:
@@ -153,6 +156,29 @@ def _results(entries: list[dict[str, Any]]) -> str:
             lines.append(f"| {entry['name']} | **failed** | {entry['error'].splitlines()[0].replace('|', '/')} |")
         lines += [f"| {entry['name']} | `{name}` | {text} |" for name, text in with_intervals(entry["results"]).items()]
     return "\n".join(lines) + "\n"
+
+
+def claims(notebooks: Sequence[Path | str]) -> str:
+    """RESULTS.md: each recorded claim with its notebook, figure, number, interval and verdict."""
+    records = {Path(path).stem: runs.read(path) for path in sorted(notebooks)}
+    lines = [
+        "# Results",
+        "",
+        "What the notebooks claim and what the data say, on default parameters: means with 95 % intervals.",
+        "A claim **holds** if the whole interval lies on its side of the bar, **fails** if it lies on the other,",
+        "and holds **partly** if it straddles it. All numbers are this project's own, on small networks and small",
+        "images; none is a paper's. `make results` writes this file from a full run.",
+        "",
+        "| claim | notebook | section | number | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in records.items():
+        numbers = with_intervals(found["results"])
+        for each in found["claims"]:
+            value = f"`{each['result']}` {numbers[each['result']]}"
+            lines.append(f"| {each['claim']} | {name} | {each['figure']} | {value} | {each['verdict']} |")
+    places = {", ".join(f"{key} {value}" for key, value in found["environment"].items()) for found in records.values()}
+    return "\n".join([*lines, "", f"Measured with: {'; '.join(sorted(places))}."]) + "\n"
 
 
 def _document(title: str, body: str) -> str:

@@ -10,6 +10,7 @@ from IPython import get_ipython
 from ipywidgets import interact
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -150,15 +151,9 @@ def money_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " seeds"]]], quanti
     for row, bar in enumerate(bars.values()):
         left = 0.0
         for part, values in bar.items():
-            axis.barh(
-                row,
-                interval(values).mean,
-                left=left,
-                color=COLOURS[parts.index(part)],
-                height=0.55,
-                label=part if row == 0 else None,
-            )
-            left += interval(values).mean
+            mean = interval(values).mean
+            axis.barh(row, mean, left=left, height=0.55, color=COLOURS[parts.index(part)])
+            left += mean
         _, low, high = interval(sum(bar.values()))
         axis.errorbar(left, row, xerr=[[left - low], [high - left]], color="black", capsize=5)
         axis.annotate(
@@ -169,5 +164,6 @@ def money_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " seeds"]]], quanti
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.grid(visible=False, axis="y")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    patches = [Patch(color=COLOURS[k], label=part) for k, part in enumerate(parts)]
+    axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(1, 1))
     plt.show()

@@ -7,14 +7,12 @@ import inspect
 import json
 import math
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython.display import display
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paramarket import base, data, stack
@@ -24,22 +22,24 @@ CACHE = Path(__file__).parents[2] / "runs" / "cache"
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
-Allowed = tuple[int | float, int | float] | Collection[str] | type[str] | type[bool]
+Allowed = tuple[float, float] | Collection[str] | type[str] | type[bool]
 
 
 def check_parameters(namespace: Mapping[str, Any], **allowed: Allowed) -> dict[str, Any]:
     """Check the notebook's parameters before any work starts, and give them back as a dict.
 
-    namespace: the notebook's `globals()`. The parameters cell is the last one that holds nothing but annotated
-    literals; the cell that papermill injects behind it may only set names from it. allowed, for each parameter:
-    (low, high) for numbers and lists of numbers, a collection of names for texts, `str` or `bool` for any.
-    Raises ParameterError that lists all that is wrong.
+    namespace: the notebook's `globals()`. The parameters cell is the last one that annotates one of `allowed`; the
+    cell that papermill injects behind it may only set names from it.
+    allowed, for each parameter: (low, high) for numbers and lists of numbers, a collection of names for texts, `str` or
+    `bool` for any. Raises ParameterError that lists all that is wrong.
     """
-    cells = [ast.parse(source) for source in namespace["In"] if _is_python(source)]
-    declared = next((_declared(cell) for cell in reversed(cells) if _declared(cell)), {})
-    injected = next((source for source in reversed(namespace["In"]) if source.startswith("# Parameters\n")), "")
-    given = [node.targets[0].id for node in ast.parse(injected).body if isinstance(node, ast.Assign)]
-    wrong = [base.unknown("parameter", name, declared) for name in given if name not in declared]
+    cells = [_parsed(source) for source in namespace["In"]]
+    at = max((k for k, cell in enumerate(cells) if _annotated(cell).keys() & allowed.keys()), default=0)
+    declared = _annotated(cells[at])
+    later = [cell for cell, text in zip(cells, namespace["In"], strict=True) if text.startswith("# Parameters\n")]
+    injected = later[-1] if later and cells.index(later[-1]) > at else ast.Module([], [])
+    wrong = [base.unknown("parameter", name, declared) for name in _assigned(injected) if name not in declared]
+    wrong += [f"write `{name}: type = …  # what it is`." for name in _assigned(cells[at])]
     wrong += [f"parameter {name!r} has no check." for name in declared if name not in allowed]
     wrong += [f"{name!r} is checked but is no parameter." for name in allowed if name not in declared]
     values = {name: namespace.get(name) for name in declared}
@@ -49,23 +49,30 @@ def check_parameters(namespace: Mapping[str, Any], **allowed: Allowed) -> dict[s
     return values
 
 
-def _is_python(source: str) -> bool:
+def _parsed(source: str) -> ast.Module:
     try:
-        return bool(ast.parse(source).body)
-    except SyntaxError:  # a cell with a magic in it
-        return False
+        return ast.parse("\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))))
+    except SyntaxError:
+        return ast.Module([], [])
 
 
-def _declared(cell: ast.Module) -> dict[str, str]:
-    """{name: annotation} if every statement is `name: type = literal`, otherwise nothing."""
-    if not all(isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) for node in cell.body):
-        return {}
-    return {node.target.id: ast.unparse(node.annotation) for node in cell.body}
+def _annotated(cell: ast.Module) -> dict[str, str]:
+    """{name: annotation} of the statements `name: type = value`."""
+    found = [node for node in cell.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return {node.target.id: ast.unparse(node.annotation) for node in found}
+
+
+def _assigned(cell: ast.Module) -> list[str]:
+    """The names of the statements `name = value`."""
+    targets = [node.targets[0] for node in cell.body if isinstance(node, ast.Assign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _wrong(name: str, annotation: str, value: Any, allowed: Allowed) -> str:
     """What is wrong with one parameter, or nothing."""
     each = annotation.removeprefix("list[").removesuffix("]")
+    if each not in _TYPES:
+        return f"{name}: {base.unknown('type of parameter', each, _TYPES)}"
     if annotation.startswith("list[") and (not isinstance(value, list) or not value):
         return f"{name} = {value!r}, expected a list with one or more of {each}."
     for item in value if annotation.startswith("list[") else [value]:
@@ -95,8 +102,27 @@ def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def record(parameters: Mapping[str, Any], **results: float | int | str | base.Interval) -> None:
-    """Put the results into the executed notebook itself, as a JSON output that `read` gets back.
+def claim(
+    text: str,
+    key: str,
+    results: Mapping[str, Any],
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    figure: str,
+) -> dict[str, str]:
+    """A claim and what the data say: it holds if the whole interval `results[key]` lies above (below) the bar.
+
+    It fails if the whole interval lies on the other side, and holds "partly" if the interval straddles the bar.
+    """
+    _, low, high = results[key]
+    bar, (low, high) = (above, (low, high)) if below is None else (-below, (-high, -low))
+    verdict = "holds" if low > bar else "fails" if high < bar else "partly"
+    return {"claim": text, "figure": figure, "result": key, "verdict": verdict}
+
+
+def record(parameters: Mapping[str, Any], claims: Sequence[dict] = (), **results: float | str | base.Interval) -> None:
+    """Put claims and results into the executed notebook itself, as a JSON output that `read` gets back.
 
     An Interval `x` becomes the three results `x`, `x_low`, `x_high`. The same parameters give the same record, bit
     for bit, in the same `environment`; so no duration belongs in here.
@@ -105,13 +131,21 @@ def record(parameters: Mapping[str, Any], **results: float | int | str | base.In
     for name, value in results.items():
         parts = zip(("", "_low", "_high"), value, strict=True) if isinstance(value, base.Interval) else [("", value)]
         flat |= {name + end: part for end, part in parts}
-    content = {"parameters": dict(parameters), "results": flat, "order": list(flat), "environment": environment()}
+    content = {"parameters": dict(parameters), "claims": list(claims), "results": flat, "order": list(flat)}
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise base.ParameterError(f"{name} is {value}: a record holds finite numbers only.")
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(show(v))}</td></tr>" for k, v in flat.items())
+    rows += "".join(f"<tr><td>{html.escape(each['claim'])}</td><td>{each['verdict']}</td></tr>" for each in claims)
     text = "\n".join(f"{name} = {show(value)}" for name, value in flat.items())
-    display({MIME: content, "text/html": f"<table class='record'>{rows}</table>", "text/plain": text}, raw=True)
+    display(
+        {
+            MIME: content | {"environment": environment()},
+            "text/html": f"<table class='record'>{rows}</table>",
+            "text/plain": text,
+        },
+        raw=True,
+    )
 
 
 def show(value: Any) -> str:
@@ -142,8 +176,8 @@ def read(path: Path | str) -> dict[str, Any]:
 def cached(build: Callable[..., dict[str, Tensor]], *, folder: Path | str = CACHE, **inputs: Any) -> dict[str, Tensor]:
     """`build(**inputs)`, or what an earlier call with equal inputs left in `folder`: a stack or any dict of tensors.
 
-    The key is a hash of the content of all it was made from: the inputs, the source of `build`, this library, the
-    environment. Written beside and renamed: two runs at once do not collide, a damaged file is built again.
+    The key is a hash of the content of what it was made from: the inputs, the source of `build` itself, this library,
+    the environment. Written beside and renamed: two runs at once do not collide, a damaged file is built again.
     """
     library = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
     parts = [
@@ -155,12 +189,10 @@ def cached(build: Callable[..., dict[str, Tensor]], *, folder: Path | str = CACH
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     path = Path(folder) / f"{build.__name__}-{key}.safetensors"
     try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError):
-        tensors = build(**inputs)
-    with base.atomic(path) as beside:
-        save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, beside)
-    return load_file(path)
+        return stack.load(path)
+    except base.WeightsError:
+        stack.save(path, build(**inputs), {})
+    return stack.load(path)
 
 
 def _content(value: Any) -> Any:

@@ -4,24 +4,21 @@ Two verbs live here: `forward` runs all K models at once, `mix` makes new models
 """
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from paramarket.base import ShapeError, WeightsError, atomic, stream, unknown
-from paramarket.data import Dataset
+from paramarket.base import ShapeError, lent, stream, unknown
+from paramarket.weights import Params, card, content_hash, load, save
 
-Params = dict[str, Tensor]  # one model: parameters and floating buffers under PyTorch's state-dict names
+__all__ = ["Params", "Stack", "apply", "card", "check", "content_hash", "features", "forward", "init", "join", "load"]
+__all__ += ["mix", "mlp", "save", "take"]
+
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
@@ -46,19 +43,14 @@ def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "c
 
 
 def _initial(net: nn.Module, generator: torch.Generator) -> Params:
-    """PyTorch initialises from its global generator only: lend it our state, then put its own back."""
-    before = torch.default_generator.get_state()
-    try:
-        torch.default_generator.set_state(generator.get_state())
+    with lent(generator):
         for path, module in net.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             elif any(True for _ in module.parameters(recurse=False)):
                 kind = type(module).__name__
                 raise ShapeError(f"cannot initialise {path or 'the net'} ({kind}): it has no reset_parameters().")
-        return {name: tensor.detach().clone() for name, tensor in _named(net)}
-    finally:
-        torch.default_generator.set_state(before)
+    return {name: tensor.detach().clone() for name, tensor in _named(net)}
 
 
 def _named(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -145,15 +137,27 @@ def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
 
 
 def _is_dense(net: nn.Module) -> bool:
-    return isinstance(net, nn.Sequential) and all(isinstance(m, (nn.Flatten, nn.Linear, *_ELEMENTWISE)) for m in net)
+    """Exactly what `_layers` computes, and no subclass that may do something else."""
+    return type(net) is nn.Sequential and all(
+        type(m) is nn.Linear
+        or (type(m) is nn.Flatten and (m.start_dim, m.end_dim) == (1, -1))
+        or (type(m) in _ELEMENTWISE and not getattr(m, "inplace", False))
+        for m in net
+    )
 
 
-def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
-    """Check that net, stack and examples fit; x on the stack's device, and whether all models share it."""
+def check(net: nn.Module, stack: Stack) -> int:
+    """The number of models in a stack; ShapeError, naming the key, if it is no stack of this net's models."""
     _compare(stack, dict(_named(net)), "the stack and the net", skip=1)
     copies = {len(tensor) for tensor in stack.values()}
     if len(copies) != 1:
         raise ShapeError(f"a stack holds the same number of models under every name, got {sorted(copies)}.")
+    return copies.pop()
+
+
+def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
+    """Check that net, stack and examples fit; x on the stack's device, and whether all models share it."""
+    copies = {check(net, stack)}
     shape, shared = tuple(x.shape), x.ndim in (2, 4)
     if not 2 <= x.ndim <= 5:
         raise ShapeError(
@@ -166,7 +170,7 @@ def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
 
 def _layers(net: nn.Sequential, stack: Stack, x: Tensor, shared: bool) -> Iterator[tuple[str, Tensor]]:
     """Layer by layer with one batched product each: about twice as fast as one model after another."""
-    for name, layer in net.named_children():
+    for name, layer in net._modules.items():  # named_children would leave out a module that is used twice
         if isinstance(layer, nn.Flatten):
             x = x.flatten(1 if shared else 2)
             continue
@@ -179,75 +183,31 @@ def _linear(stack: Stack, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
     if x.shape[-1] != layer.in_features:
         raise ShapeError(f"x brings {x.shape[-1]} values per example to layer {name!r}, expected {layer.in_features}.")
     x = x.expand(len(weight), *x.shape) if x.ndim == 2 else x
-    if layer.bias is None:
-        return x @ weight.mT
-    return torch.baddbmm(stack[f"{name}.bias"].unsqueeze(1), x, weight.mT)
+    bias = weight.new_zeros(1, 1) if layer.bias is None else stack[f"{name}.bias"]
+    return _Linear.apply(x, weight, bias)
 
 
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values: equal for equal models, whatever file or device they sit in."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+class _Linear(torch.autograd.Function):
+    """K linear layers at once: x [K, n, in], weight [K, out, in], bias [K, out] -> [K, n, out].
 
-
-def card(net: nn.Module, dataset: Dataset) -> dict[str, str]:
-    """The interface card of a model: what must agree before its weights may be combined with another's."""
-    return {
-        "architecture": " ".join(str(net).split()),
-        "input_shape": json.dumps(list(dataset.train.x.shape[1:])),
-        "mean": json.dumps(dataset.mean.tolist()),
-        "std": json.dumps(dataset.std.tolist()),
-        "classes": json.dumps(dataset.classes),
-    }
-
-
-def save(path: Path | str, params: Params, card: Mapping[str, str]) -> None:
-    """Write one model as safetensors with its interface card and content hash, atomically. Refuses NaN and infinity."""
-    _finite(params, str(path))
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
-    with atomic(path) as beside:
-        save_file(tensors, beside, metadata={**card, "content_hash": content_hash(tensors)})
-
-
-def load(path: Path | str, card: Mapping[str, str] | None = None) -> Params:
-    """Read one model; with the `card` you expect, the file's own is compared first and the first difference named.
-
-    Integer buffers are left out: `net.load_state_dict(params, strict=False)` keeps the net's own. Raises WeightsError
-    for a pickle, a damaged file, values that are not finite, or another interface.
+    Autograd would form the transposed gradient of the weights and copy it; written out, no tensor is ever transposed in
+    memory, which for narrow layers is most of the time.
     """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(_unreadable(path, error)) from error
-    if found.get("content_hash", content_hash(tensors)) != content_hash(tensors):
-        raise WeightsError(f"{path} is damaged: its tensors do not have the content hash on its card.")
-    for field, expected in (card or {}).items():
-        if found.get(field) != expected:
-            given = found.get(field, "no such entry (was it written by stack.save?)")
-            raise WeightsError(f"{path} has another interface: {field} is {given}, expected {expected}.")
-    _finite(tensors, str(path))
-    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
-def _unreadable(path: Path, error: Exception) -> str:
-    if not path.is_file():
-        return f"{path} is missing."
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        safe = str(path.with_suffix(".safetensors"))
-        convert = f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {safe!r})"
-        return f"{path} is a pickle, and reading one can run code: refused. If you trust it, convert it once: {convert}"
-    return f"{path} is no readable safetensors file ({error})."
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
-
-def _finite(params: Params, where: str) -> None:
-    for name, tensor in params.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise WeightsError(f"{where}: {name!r} holds values that are NaN or infinite.")
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            grad @ weight if needs_x else None,
+            grad.mT @ x if needs_weight else None,
+            grad.sum(dim=1) if needs_bias else None,
+        )

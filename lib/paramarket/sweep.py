@@ -17,7 +17,7 @@ import nbformat
 import papermill
 from traitlets.config import Config
 
-from paramarket.base import ParamarketError, ParameterError, atomic, unknown
+from paramarket.base import ParameterError, unknown
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -29,7 +29,7 @@ class Point:
     notebook: Path
     output: Path
     parameters: dict[str, Any] = field(default_factory=dict)
-    timeout: int | float = 600  # seconds
+    timeout: float = 600  # seconds
     row: int | None = None
 
 
@@ -44,36 +44,56 @@ class Outcome(NamedTuple):
 def execute(points: Sequence[Point], executor: Executor) -> Iterator[Outcome]:
     """Run every point, one process and one thread each, and yield outcomes as they end; a failure stops no other.
 
-    executor: any `concurrent.futures.Executor`. Unknown notebooks and parameters are refused before any starts. A
-    finished notebook takes the name `output`; a failed one stays beside it as `….failed.ipynb`.
+    executor: any `concurrent.futures.Executor`. Unknown notebooks and parameters, and two points with one output, are
+    refused before any starts. A finished notebook takes the name `output`; a failed one stays as `….failed.ipynb`.
     """
     for point in points:
         _check(point)
-    yield from (future.result() for future in as_completed([executor.submit(run_point, point) for point in points]))
+    outputs = [str(point.output) for point in points]
+    if twice := {output for output in outputs if outputs.count(output) > 1}:
+        raise ParameterError(f"two points write the same output: {min(twice)}.")
+    futures = {executor.submit(run_point, point): point for point in points}
+    for future in as_completed(futures):
+        error = future.exception()
+        yield Outcome(futures[future], 0.0, f"the worker failed: {error!r}") if error else future.result()
 
 
 def _check(point: Point) -> None:
     if not Path(point.notebook).is_file():
         raise ParameterError(f"{point.notebook} is missing.")
     known = papermill.inspect_notebook(str(point.notebook))
-    for name in point.parameters:
+    for name, value in point.parameters.items():
         if name not in known:
             raise ParameterError(f"{Path(point.notebook).name}: {unknown('parameter', name, known)}")
+        try:
+            _json(value)
+        except (TypeError, AttributeError) as error:
+            raise ParameterError(f"{name} = {value!r}: give numbers, texts or lists ({error}).") from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda scalar: scalar.item())  # numpy's numbers, as in a sweep over np.arange
 
 
 def run_point(point: Point) -> Outcome:
-    """Run one point in a child process and wait for it, at most `timeout` seconds."""
-    start, failed = time.monotonic(), failed_path(point.output)
+    """Run one point in a child process and wait for it, at most `timeout` seconds.
+
+    The child writes to a file beside; only what ran to its end gets the name `output`.
+    """
+    start, failed, half = time.monotonic(), failed_path(point.output), Path(point.output).with_suffix(".half.ipynb")
+    half.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
-    call = [sys.executable, "-m", "paramarket.sweep", json.dumps(_plain(point)), str(os.getpid())]
+    call = [sys.executable, "-m", "paramarket.sweep", _json(_plain(point)), str(half), str(os.getpid())]
     try:
         done = subprocess.run(
             call, env=os.environ | _ONE_THREAD, stdout=subprocess.DEVNULL, timeout=point.timeout, check=False
         )
-        error = "" if done.returncode == 0 else _error(failed) or f"the process ended with code {done.returncode}"
+        error = "" if done.returncode == 0 else f"the process ended with code {done.returncode}"
     except subprocess.TimeoutExpired:
         error = f"ran past its limit of {point.timeout:g} s"
-    return Outcome(point, time.monotonic() - start, error)
+    if half.is_file():
+        os.replace(half, failed if error else point.output)
+    return Outcome(point, time.monotonic() - start, _error(failed, error) if error else "")
 
 
 def failed_path(output: Path | str) -> Path:
@@ -85,37 +105,30 @@ def _plain(point: Point) -> dict[str, Any]:
     return vars(point) | {"notebook": str(point.notebook), "output": str(point.output)}
 
 
-def _error(path: Path) -> str:
-    """Name the failing cell of a half-run notebook, counted as Jupyter counts, and the last line of what it raised."""
-    if not path.is_file():
-        return ""
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return f"cell [{cell.execution_count}] raised {output.ename}: {output.evalue}"
-    return ""
+def _error(path: Path, error: str) -> str:
+    """Name the cell at which a half-run notebook stopped, counted as Jupyter counts, and what it raised."""
+    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    cells = [cell for cell in cells if cell.cell_type == "code"]
+    started = [k for k, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    if not started:
+        return error
+    raised = [output for output in cells[started[-1]].outputs if output.output_type == "error"]
+    what = f" raised {raised[0].ename}: {raised[0].evalue}" if raised else f": {error}"
+    return f"cell [{started[-1] + 1}]{what}"
 
 
-def main(plain: str, parent: str) -> None:
-    """The child's side: execute with papermill under the final name, or leave the half-run notebook as failed."""
+def main(plain: str, half: str, parent: str) -> None:
+    """The child's side: execute with papermill, into `half`."""
     _end_with(int(parent))
     point = Point(**json.loads(plain))
     bar = {"desc": Path(point.notebook).stem, "position": point.row, "leave": True, "unit": "cell"}
+    progress = False if point.row is None else bar
     try:
-        with atomic(point.output) as beside, tempfile.TemporaryDirectory(prefix="pm") as folder:
-            try:
-                papermill.execute_notebook(
-                    str(point.notebook),
-                    str(beside),
-                    point.parameters,
-                    progress_bar=False if point.row is None else bar,
-                    config=_kernel(folder),
-                )
-            except papermill.PapermillExecutionError:
-                os.replace(beside, failed_path(point.output))
-                raise
-    except (papermill.PapermillExecutionError, ParamarketError) as error:
-        sys.exit(f"{point.notebook}: {str(error).strip().splitlines()[-1]}")
+        with tempfile.TemporaryDirectory(prefix="pm") as folder:
+            source, config = str(point.notebook), _kernel(folder)
+            papermill.execute_notebook(source, half, point.parameters, progress_bar=progress, config=config)
+    except Exception as error:  # whatever stopped it, dead kernels too: one line here, the parent names the cell
+        sys.exit(f"{point.notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
 
 
 def _kernel(folder: str) -> Config:

@@ -73,11 +73,15 @@ def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -
 
     def test() -> str:
         fresh, net = _fresh(), stack.mlp(5, [7, 4], 3)
-        x, (i, j) = torch.randn(20, 5, generator=fresh), torch.randperm(7, generator=fresh)[:2].tolist()
+        x, (i, j) = torch.randn(300, 5, generator=fresh), torch.randperm(7, generator=fresh)[:2].tolist()
         params = stack.take(stack.init(net, 1, seed=fresh.initial_seed() % 2**31), 0)
         found = answer({name: tensor.clone() for name, tensor in params.items()}, i, j)
         if torch.equal(found["1.weight"], params["1.weight"]):
             return "the first layer's rows are where they were: nothing was swapped."
+        order = torch.arange(7)
+        order[[i, j]] = order[[j, i]]
+        if not torch.equal(found["1.weight"], params["1.weight"][order]):
+            return f"asked to swap units {i} and {j}, it moved other rows of 1.weight too, or others."
         before, after = stack.forward(net, stack.join([params, found]), x)
         if torch.allclose(before, after, atol=1e-5):
             return ""
@@ -92,8 +96,13 @@ def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -
 def student_copy(notebook: Path | str, output: Path | str) -> None:
     """Write the notebook without its solutions and outputs: what stands between the solution marks becomes a stub.
 
-    Only cells with nbgrader's solution metadata are touched; the copy stays one that nbgrader can grade.
+    Only cells with nbgrader's solution metadata are touched. A copy that exists already, perhaps with a learner's own
+    work in it, is never overwritten.
     """
+    if Path(output).exists():
+        raise DataError(
+            f"{output} exists already, perhaps with a learner's work in it: move it, or name another folder."
+        )
     import nbformat  # not above: it takes as long to import as all the rest a notebook needs
 
     copy = nbformat.read(notebook, as_version=4)

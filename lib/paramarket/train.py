@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, stream, unknown
+from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, unknown
 from paramarket.data import Split
-from paramarket.stack import Stack, apply, forward
+from paramarket.stack import Stack, apply, check, forward
+
+_SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 class Fit(NamedTuple):
@@ -60,43 +62,66 @@ def fit(
     An epoch is ceil(n / batch) steps of the largest split; smaller ones are reshuffled as often as they run out.
     seed: an int, and model k draws its order from (seed, k); or K ints, and each draws from its own, wherever it stands
     optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "constant"
-    keep: steps at which to keep a copy, 0 being the start · state: another fit's `state`, to go on from
+    keep: steps at which to keep a copy, 0 being the start
+    state: another fit's `state`: the optimiser goes on from it; order and schedule begin anew, so give another seed
     Raises TrainingError naming model and step if a loss is not finite.
     """
-    copies = len(next(iter(stack.values())))
+    copies = check(net, stack)
+    _positive(batch=batch, epochs=epochs, steps=steps, lr=lr)
     splits = _one_each(data, copies)
     per_epoch = math.ceil(max(map(len, splits)) / batch)
     steps = _steps(epochs, steps, per_epoch)
+    orders = _orders(seed, copies)
+    _try(net, stack, splits)
     models = {name: tensor.detach().clone() for name, tensor in stack.items()}
     learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
     opt = _optimizer(learnt, optimizer, lr, weight_decay, state)
     pace = _schedule(opt, schedule, lr, steps)
-    losses, kept, batches = [], {}, _batches(splits, batch, _orders(seed, copies), learnt)
-    for step in tqdm(range(steps), desc=f"training {copies} models", unit="step", leave=False, delay=1):
-        _keep(kept, models, step, keep)
-        losses.append(_step(net, models, *next(batches), opt))
-        pace.step()
-        if (step + 1) % per_epoch == 0 or step + 1 == steps:
-            _check(losses, step + 1)
+    losses, kept, batches = [], {}, _batches(splits, batch, orders, learnt)
+    with lent(orders[0]):
+        for step in tqdm(range(steps), desc=f"training {copies} models", unit="step", leave=False, delay=1):
+            _keep(kept, models, step, keep)
+            losses.append(_step(net, models, *next(batches), opt))
+            pace.step()
+            if (step + 1) % per_epoch == 0 or step + 1 == steps:
+                _check(losses, models, steps)
     _keep(kept, models, steps, keep)
     done = {name: tensor.detach() for name, tensor in models.items()}
     return Fit(done, _history(losses, per_epoch), _state(opt, learnt, copies), kept)
+
+
+def _positive(**settings: float | None) -> None:
+    for name, value in settings.items():
+        whole = name == "lr" or value is None or isinstance(value, int)
+        if not whole or (value is not None and not value > 0):
+            raise ParameterError(f"{name} = {value}, expected a {'' if name == 'lr' else 'whole '}number above 0.")
 
 
 def _one_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
     splits = [data] * copies if isinstance(data, Split) else list(data)
     if len(splits) != copies:
         raise ShapeError(f"{len(splits)} splits for {copies} models: expected one split for all, or one for each.")
+    shapes = {tuple(split.x.shape[1:]) for split in splits}
+    if len(shapes) > 1:
+        raise ShapeError(f"the splits hold examples of different shapes: {', '.join(map(str, sorted(shapes)))}.")
     return splits
+
+
+@torch.no_grad()
+def _try(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
+    """One example through the net before work starts: a GPU would stop at a bad label without saying why."""
+    classes = forward(net, stack, splits[0].x[:1]).shape[-1]
+    low, high = min(int(split.y.min()) for split in splits), max(int(split.y.max()) for split in splits)
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"labels from {low} to {high} in the splits for a net with {classes} classes, which count from 0."
+        )
 
 
 def _steps(epochs: int | None, steps: int | None, per_epoch: int) -> int:
     if (epochs is None) == (steps is None):
         raise ParameterError(f"give either epochs or steps, got epochs = {epochs} and steps = {steps}.")
-    total = steps if epochs is None else epochs * per_epoch
-    if total < 1:
-        raise ParameterError(f"epochs = {epochs}, steps = {steps}: expected one or more.")
-    return total
+    return steps if epochs is None else epochs * per_epoch
 
 
 def _orders(seed: int | Sequence[int], copies: int) -> list[torch.Generator]:
@@ -110,11 +135,12 @@ def _orders(seed: int | Sequence[int], copies: int) -> list[torch.Generator]:
 def _batches(
     splits: list[Split], batch: int, orders: list[torch.Generator], like: dict[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches x [K, batch, ...], y [K, batch]; models that share a split share its memory."""
+    """Endless batches x [K, batch, ...], y [K, batch]; x is overwritten by the next. A shared split is held once."""
     device = next(iter(like.values())).device
     unique = list({id(split): split for split in splits}.values())
     starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
     x, y = (torch.cat([getattr(split, part) for split in unique]).to(device) for part in ("x", "y"))
+    buffer = x.new_empty(len(splits) * batch, *x.shape[1:])  # fresh memory at each step would cost more than the copy
     queues = [torch.empty(0, dtype=torch.long)] * len(splits)
     while True:
         for k, (split, order) in enumerate(zip(splits, orders, strict=True)):
@@ -125,7 +151,8 @@ def _batches(
         index = torch.stack([queue[: rounds * batch] for queue in queues]).to(device)
         queues = [queue[rounds * batch :] for queue in queues]
         for chosen in index.split(batch, dim=1):
-            yield x[chosen], y[chosen]
+            torch.index_select(x, 0, chosen.flatten(), out=buffer)
+            yield buffer.unflatten(0, chosen.shape), y[chosen]
 
 
 def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Tensor:
@@ -145,10 +172,23 @@ def _optimizer(learnt: Stack, name: str, lr: float, weight_decay: float, state: 
         raise ParameterError(unknown("optimizer", name, kinds))
     kind, extra = kinds[name]
     opt = kind(learnt.values(), lr=lr, weight_decay=weight_decay, fused=True, **extra)
-    for key, tensor in (state or {}).items():
-        slot, parameter = key.split("/")
-        opt.state[learnt[parameter]][slot] = tensor[0].clone() if slot == "step" else tensor.clone()
+    if state is not None:
+        _resume(opt, learnt, state, _SLOTS[name])
     return opt
+
+
+def _resume(opt: torch.optim.Optimizer, learnt: Stack, state: Stack, slots: Sequence[str]) -> None:
+    """Put another fit's state into a fresh optimiser; the fused kernels would take any shape, so look first."""
+    copies = len(next(iter(learnt.values())))
+    for parameter, tensor in learnt.items():
+        for slot in slots:
+            key, shape = f"{slot}/{parameter}", (copies,) if slot == "step" else tuple(tensor.shape)
+            found = tuple(state[key].shape) if key in state else "nothing"
+            if found != shape:
+                raise ShapeError(
+                    f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {shape}."
+                )
+            opt.state[tensor][slot] = (state[key][0] if slot == "step" else state[key]).clone().to(tensor.device)
 
 
 def _state(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
@@ -169,13 +209,17 @@ def _keep(kept: dict[int, Stack], models: Stack, step: int, keep: Sequence[int])
         kept[step] = {name: tensor.detach().clone() for name, tensor in models.items()}
 
 
-def _check(losses: list[Tensor], done: int) -> None:
+def _check(losses: list[Tensor], models: Stack, steps: int) -> None:
     """Once an epoch, so that a GPU is not made to wait at every step."""
     bad = ~torch.stack(losses).isfinite()
+    for tensor in models.values():
+        if not bad.any() and not tensor.isfinite().all():
+            bad = torch.cat([bad, ~tensor.flatten(1).isfinite().all(dim=1)[None]])
     if bad.any():
         step, model = bad.nonzero()[0].tolist()
         raise TrainingError(
-            f"the loss of model {model} is not finite at step {step} of {done}: try a smaller lr, or look at its data."
+            f"the loss or the weights of model {model} are not finite at step {step} of {steps}: "
+            "try a smaller lr, or look at its data."
         )
 
 
@@ -197,10 +241,11 @@ def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> S
         logits = forward(net, stack, x)
         if int(y.max()) >= logits.shape[-1]:
             raise DataError(f"label {int(y.max())} in a split for a net with {logits.shape[-1]} classes.")
-        losses.append(
-            cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none").view(len(logits), -1)
-        )
+        losses.append(cross_entropy(logits.mT, y.expand(len(logits), -1), reduction="none"))
         hits.append(logits.argmax(dim=-1) == y)
     loss, hit = torch.cat(losses, dim=1), torch.cat(hits, dim=1).float()
+    if not loss.isfinite().all():  # an accuracy would still come out, and look plausible
+        model = int((~loss.isfinite()).any(dim=1).nonzero()[0])
+        raise TrainingError(f"the loss of model {model} is not finite: look at its weights.")
     members = nn.functional.one_hot(split.y.to(where), logits.shape[-1]).float()
     return Score(loss.mean(dim=1), hit.mean(dim=1), (hit @ members) / members.sum(dim=0))
