@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test lab results student lock data clean
+.PHONY: help setup notebooks test bench lab results student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +25,9 @@ notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/i
 
 test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters
 	$(BIN)/python -m paramarket test
+
+bench: .venv/ready  ## measure speed against plain PyTorch and the machine's own limit; refuses on a busy machine
+	$(BIN)/python -m paramarket bench
 
 lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
 	$(BIN)/python -m paramarket lab

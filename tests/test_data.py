@@ -94,3 +94,81 @@ def test_a_split_refuses_unequal_lengths_and_nothing():
         data.Split(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))
     with pytest.raises(DataError, match="empty split"):
         data.Split(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+
+
+@given(st.integers(2, 30), st.floats(0, 1), st.sets(st.integers(0, 9), min_size=1, max_size=5))
+def test_the_shares_of_a_class_are_disjoint_and_fair(digits, students, keep, rare):
+    shares = [
+        data.holding(digits.train, sorted(rare), keep, stream(0, "class"), student, students)
+        for student in range(1, students + 1)
+    ]
+    rows = [row.numpy().tobytes() for share in shares for row in share.x.flatten(1)]
+    assert len(set(rows)) == len(rows)
+    common = next(label for label in range(10) if label not in rare)
+    counts = [int((share.y == common).sum()) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert sum(counts) == int((digits.train.y == common).sum())
+
+
+def test_a_student_outside_the_class_is_refused(digits, generator):
+    with pytest.raises(ParameterError, match="student = 31, expected a number from 1 to 30"):
+        data.holding(digits.train, [0], 0.5, generator, student=31, students=30)
+
+
+@pytest.mark.parametrize("name", data.DOMAINS)
+def test_a_domain_keeps_the_shape_and_depends_on_its_generator_alone(digits, name):
+    x = digits.test.x[:20]
+    before = torch.get_rng_state()
+    one, again, other = (data.DOMAINS[name](x, stream(0, "domain", k)) for k in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert one.shape == x.shape
+    assert one.isfinite().all()
+    assert torch.equal(one, x) == (name == "upright")
+    assert torch.equal(one, other) == (name not in ("noise", "occlude", "permute-pixels"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rotating_goes_counter_clockwise_and_back():
+    x = data.load("mnist-5k").test.x[:8]
+    assert torch.allclose(data.rotate(x, 0.0), x, atol=1e-5)
+    assert torch.allclose(data.rotate(x, 90.0), torch.rot90(x, 1, (2, 3)), atol=1e-4)
+    assert (data.rotate(data.rotate(x, 30.0), -30.0) - x).square().mean() < 0.1 * x.square().mean()
+
+
+def test_inverting_twice_and_permuting_keep_every_value(digits):
+    x = digits.test.x[:5]
+    invert = data.DOMAINS["invert"]
+    assert torch.allclose(invert(invert(x, None), None), x, atol=1e-5)
+    shuffled = data.DOMAINS["permute-pixels"](x, stream(0))
+    assert torch.equal(shuffled.flatten(1).sort().values, x.flatten(1).sort().values)
+
+
+@given(st.floats(0, 1))
+def test_flipped_labels_are_as_many_as_asked_for_and_never_the_old_ones(digits, share):
+    flipped = data.flip_labels(digits.train, share, 10, stream(0, "flip"))
+    changed = flipped.y != digits.train.y
+    assert int(changed.sum()) == round(share * len(digits.train))
+    assert flipped.y.min() >= 0
+    assert flipped.y.max() <= 9
+    assert torch.equal(flipped.x, digits.train.x)
+
+
+def test_flipped_labels_are_spread_evenly(digits, generator):
+    flipped = data.flip_labels(digits.train, 1.0, 10, generator)
+    counts = ((flipped.y - digits.train.y) % 10).bincount(minlength=10)[1:]
+    assert (counts / counts.sum() - 1 / 9).abs().max() < 0.05
+
+
+def test_dropped_pixels_become_background(digits):
+    x = digits.test.x
+    dropped = data.drop_pixels(x, 0.3, stream(0))
+    changed = (dropped != x).float().mean() / (x != x.min()).float().mean()
+    assert changed.item() == pytest.approx(0.3, abs=0.02)
+    assert set(dropped[dropped != x].unique().tolist()) == {x.min().item()}
+
+
+def test_bad_shares_are_refused(digits, generator):
+    with pytest.raises(ParameterError, match=r"share = 1\.5"):
+        data.flip_labels(digits.train, 1.5, 10, generator)
+    with pytest.raises(ParameterError, match=r"share = -0\.1"):
+        data.drop_pixels(digits.train.x, -0.1, generator)

@@ -1,5 +1,9 @@
 """Every notebook, executed by papermill on its quick parameters; and what must hold of the files themselves."""
 
+import ast
+import re
+import statistics
+
 import nbformat
 import pytest
 import yaml
@@ -47,14 +51,84 @@ def test_the_solved_notebook_and_its_student_copy_leave_the_same_record(path, tm
 
 def said(path):
     """All that a run printed."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    return "".join(output.get("text", "") for cell in cells(path) for output in cell.get("outputs", []))
+
+
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def code(path):
+    return [cell for cell in cells(path) if cell.cell_type == "code"]
 
 
 @each
 def test_nothing_that_a_run_leaves_is_committed(path):
-    for cell in nbformat.read(path, as_version=4).cells:
+    assert "papermill" not in nbformat.read(path, as_version=4).metadata
+    for cell in code(path):
         assert "papermill" not in cell.metadata
-        if cell.cell_type == "code":
-            assert not cell.outputs
-            assert cell.execution_count is None
+        assert not cell.outputs
+        assert cell.execution_count is None
+
+
+@each
+def test_the_title_is_a_question_and_the_frame_is_there(path):
+    first, *rest = [cell.source for cell in cells(path) if cell.cell_type == "markdown"]
+    assert re.match(rf"# {path.stem[:2]} · .+\?\n", first)
+    assert all(f"**{what}" in first for what in ("The case", "You will", "You need", "Time"))
+    headings = re.findall(r"^## (.+)$", "\n".join(rest), re.M)
+    assert {"Parameters", "The record", "What this does not show", "Say it in a meeting", "Next"} <= set(headings)
+    assert 6 <= len([heading for heading in headings if heading[0].isdigit()]) <= 12
+    assert "\n".join(rest).count("**Predict first.**") >= 2
+
+
+@each
+def test_parameters_are_annotated_commented_literals_and_checked_right_after(path):
+    tagged = [k for k, cell in enumerate(code(path)) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    parameters, check = code(path)[tagged[0]].source, code(path)[tagged[0] + 1].source
+    for node, line in zip(ast.parse(parameters).body, parameters.splitlines(), strict=True):
+        assert isinstance(node, ast.AnnAssign), line
+        ast.literal_eval(node.value)
+        assert "  # " in line, f"say what it is: {line}"
+    assert "runs.check_parameters(" in check
+
+
+@each
+def test_cells_are_short(path):
+    lengths = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code(path)]
+    assert 100 <= sum(lengths) <= 200
+    assert statistics.median(lengths) <= 8
+    assert max(lengths) <= 25
+
+
+@each
+def test_helpers_are_short_and_no_variable_is_named_like_a_module(path):
+    modules = {module.stem for module in (HOME / "lib/paramarket").glob("[a-z]*.py")}
+    for cell in code(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef) and not cell.metadata.get("nbgrader"):
+                assert node.end_lineno - node.lineno + 1 <= 8, node.name
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assert node.id not in modules
+
+
+@each
+def test_an_exercise_is_a_solution_with_a_check_beneath(path):
+    solutions = [k for k, cell in enumerate(code(path)) if "BEGIN SOLUTION" in cell.source]
+    assert 2 <= len(solutions) <= 3
+    for k in solutions:
+        grading = code(path)[k].metadata["nbgrader"]
+        assert grading["solution"]
+        assert grading["grade_id"] == code(path)[k].id
+        assert "teach.check_" in code(path)[k + 1].source
+    text = "".join(cell.source for cell in cells(path))
+    assert text.count("<details><summary>Hint</summary>") == len(solutions)
+
+
+@each
+def test_every_figure_has_a_claim_before_and_a_word_after(path):
+    """Between two prose cells stand at most a few small cells: code never runs away from the story."""
+    kinds = [cell.cell_type for cell in cells(path)]
+    assert "code code code" not in " ".join(kinds)
+    assert kinds[-1] == kinds[0] == "markdown"

@@ -6,7 +6,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from paramarket import data, stack, train
+from paramarket import data, sources, stack, train
 from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, stream
 
 NET = stack.mlp(64, [16], 10)
@@ -223,3 +223,19 @@ def test_evaluate_says_nan_of_a_class_it_has_no_example_of_and_refuses_unknown_l
     assert score.class_accuracy[0].isnan().tolist() == [k != 3 for k in range(10)]
     with pytest.raises(DataError, match="label 12 in a split for a net with 10 classes"):
         train.evaluate(NET, many, data.Split(digits.test.x[:1], torch.tensor([12])))
+
+
+def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):
+    net = sources.torchvision().models.resnet18(num_classes=10)
+    few = data.Split(digits.train.x[:8].expand(-1, 3, -1, -1).repeat(1, 1, 4, 4), digits.train.y[:8])
+    start = stack.init(net, 2, seed=0)
+    fitted = train.fit(net, start, few, steps=2, batch=8, lr=1e-3, schedule="constant").stack
+    for k in range(2):
+        net.load_state_dict(stack.take(start, k), strict=False)
+        opt = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01)
+        for _ in range(2):
+            opt.zero_grad()
+            cross_entropy(net.train()(few.x), few.y).backward()
+            opt.step()
+        assert torch.allclose(fitted["bn1.running_mean"][k], net.bn1.running_mean, atol=1e-3)
+        assert torch.allclose(fitted["fc.weight"][k], net.fc.weight, atol=3e-3)

@@ -111,10 +111,29 @@ def _report(outcomes: Sequence, out: Path) -> None:
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def test(extra: Sequence[str]) -> None:
     """Lint, then all tests in parallel; what follows goes to pytest (say: -k stack)."""
-    for call in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *extra]):
+    cover = [] if extra else ["--cov=paramarket", "--cov-report=term"]
+    for call in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *cover, *extra]):
         code = subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode
         if code:
             sys.exit(code)
+
+
+@cli.command()
+def bench() -> None:
+    """Measure speed on a quiet machine and print a table of ratios."""
+    call = [
+        "pytest",
+        "-o",
+        "addopts=",
+        "-o",
+        "python_files=bench_*.py",
+        "-o",
+        "python_functions=bench_*",
+        "-q",
+        "--benchmark-disable-gc",
+        "tests/benchmarks",
+    ]
+    sys.exit(subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

@@ -116,8 +116,7 @@ def holding(
     share; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
     one of `classes` does not occur.
     """
-    if not 0 <= keep <= 1:
-        raise ParameterError(f"keep = {keep}, expected a share between 0 and 1.")
+    _share("keep", keep)
     if not 1 <= student <= students:
         raise ParameterError(f"student = {student}, expected a number from 1 to {students}.")
     kept = torch.zeros(len(split), dtype=torch.bool)
@@ -131,10 +130,14 @@ def holding(
     return Split(split.x[kept], split.y[kept])
 
 
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ParameterError(f"{name} = {value}, expected a share between 0 and 1.")
+
+
 def flip_labels(split: Split, share: float, classes: int, generator: torch.Generator) -> Split:
     """Label noise: a random `share` of the examples gets another of the `classes` labels, each equally likely."""
-    if not 0 <= share <= 1:
-        raise ParameterError(f"share = {share}, expected a share between 0 and 1.")
+    _share("share", share)
     chosen = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
     y = split.y.clone()
     y[chosen] = (y[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
@@ -142,7 +145,8 @@ def flip_labels(split: Split, share: float, classes: int, generator: torch.Gener
 
 
 def drop_pixels(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Missing pixels: each is set to the background with probability `share`."""
+    """Missing pixels: each of x [n, ...] is set to the background, the smallest value, with probability `share`."""
+    _share("share", share)
     return torch.where(torch.rand(x.shape, generator=generator) < share, x.min(), x)
 
 

@@ -56,8 +56,9 @@ def downloaded(name: str, root: Path) -> Raw:
     try:
         parts = [kind(root, train=train, download=True) for train in (True, False)]
     except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())
         raise DataError(
-            f"{name} is not in {root} and could not be downloaded ({error}). Go online once, or copy the files of "
+            f"{name} is not in {root} and could not be downloaded ({why}). Go online once, or copy the files of "
             f"torchvision's {DOWNLOADED[name]} there; {', '.join(BUNDLED)} need no network."
         ) from error
     x = torch.cat([torch.as_tensor(part.data) for part in parts]).float() / 255
@@ -173,5 +174,5 @@ def _labelled(path: Path, x: np.ndarray, y: np.ndarray, classes: np.ndarray | No
     names, index = (classes, y) if classes is not None else np.unique(y, return_inverse=True)
     if classes is not None and not np.isin(y, np.arange(len(classes))).all():
         bad = y[~np.isin(y, np.arange(len(classes)))][0]
-        raise DataError(f"{path}: unknown label {bad!r}, expected 0 … {len(classes) - 1}, one for each of its classes.")
+        raise DataError(f"{path}: unknown label {bad}, expected 0 … {len(classes) - 1}, one for each of its classes.")
     return Raw(torch.from_numpy(x), torch.from_numpy(np.asarray(index, dtype=np.int64)), tuple(map(str, names)))

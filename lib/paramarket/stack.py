@@ -16,8 +16,8 @@ from torch.func import functional_call, vmap
 from paramarket.base import ShapeError, lent, stream, unknown
 from paramarket.weights import Params, card, content_hash, load, save
 
-__all__ = ["Params", "Stack", "apply", "card", "check", "content_hash", "features", "forward", "init", "join", "load"]
-__all__ += ["mix", "mlp", "save", "take"]
+__all__ = ["Params", "Stack", "card", "check", "content_hash", "features", "forward", "init", "join", "load", "mix"]
+__all__ += ["mlp", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 
@@ -106,12 +106,14 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
 
     An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
     """
-    return apply(net, stack, x, training=False)
+    return run(net, stack, *_placed(net, stack, x), training=False)
 
 
-def apply(net: nn.Module, stack: Stack, x: Tensor, *, training: bool) -> Tensor:
-    """`forward`, in training mode on request: batch statistics are used and running ones updated in the stack."""
-    x, shared = _placed(net, stack, x)
+def run(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool) -> Tensor:
+    """`forward` without its checks, for a caller at every step: x [K, n, ...], or [n, ...] if shared.
+
+    In training mode batch statistics are used, and the running ones in the stack are updated.
+    """
     if _is_dense(net):
         *_, (_, out) = _layers(net, stack, x, shared)
         return out
@@ -195,12 +197,9 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, unknown
 from paramarket.data import Split
-from paramarket.stack import Stack, apply, check, forward
+from paramarket.stack import Stack, check, forward, run
 
 _SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
@@ -157,8 +157,8 @@ def _batches(
 
 def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Tensor:
     """One step for every model. The sum over models keeps each model's gradient its own."""
-    logits = apply(net, models, x, training=True)
-    losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1)
+    logits = run(net, models, x, shared=False, training=True)
+    losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
     opt.zero_grad()
     losses.sum().backward()
     opt.step()
@@ -235,9 +235,8 @@ def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
 @torch.no_grad()
 def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> Score:
     """Score all K models on a split, in batches, every example weighing the same."""
-    where = next(iter(stack.values())).device
-    losses, hits = [], []
-    for x, y in zip(split.x.split(batch), split.y.to(where).split(batch), strict=True):
+    truth, losses, hits = split.y.to(next(iter(stack.values())).device), [], []
+    for x, y in zip(split.x.split(batch), truth.split(batch), strict=True):
         logits = forward(net, stack, x)
         if int(y.max()) >= logits.shape[-1]:
             raise DataError(f"label {int(y.max())} in a split for a net with {logits.shape[-1]} classes.")
@@ -247,5 +246,5 @@ def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> S
     if not loss.isfinite().all():  # an accuracy would still come out, and look plausible
         model = int((~loss.isfinite()).any(dim=1).nonzero()[0])
         raise TrainingError(f"the loss of model {model} is not finite: look at its weights.")
-    members = nn.functional.one_hot(split.y.to(where), logits.shape[-1]).float()
+    members = nn.functional.one_hot(truth, logits.shape[-1]).float()
     return Score(loss.mean(dim=1), hit.mean(dim=1), (hit @ members) / members.sum(dim=0))
