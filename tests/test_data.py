@@ -112,7 +112,7 @@ def test_the_shares_of_a_class_are_disjoint_and_fair(digits, students, keep, rar
 
 def test_a_student_outside_the_class_is_refused(digits, generator):
     with pytest.raises(ParameterError, match="student = 31, expected a number from 1 to 30"):
-        data.holding(digits.train, [0], 0.5, generator, student=31, students=30)
+        data.holding(digits.train, [0], 0.5, generator, student=31)
 
 
 @pytest.mark.parametrize("name", data.DOMAINS)
@@ -133,6 +133,13 @@ def test_rotating_goes_counter_clockwise_and_back():
     assert torch.allclose(data.rotate(x, 0.0), x, atol=1e-5)
     assert torch.allclose(data.rotate(x, 90.0), torch.rot90(x, 1, (2, 3)), atol=1e-4)
     assert (data.rotate(data.rotate(x, 30.0), -30.0) - x).square().mean() < 0.1 * x.square().mean()
+
+
+def test_turned_images_keep_a_clean_background():
+    x = data.load("mnist-5k").test.x[:8]
+    for turned in (data.rotate(x, 45.0), data.DOMAINS["shear"](x, stream(0))):
+        assert turned.min().item() == pytest.approx(x.min().item(), abs=1e-5)
+        assert (turned < x.min() + 1e-3).float().mean() > 0.6
 
 
 def test_inverting_twice_and_permuting_keep_every_value(digits):

@@ -135,7 +135,7 @@ def test_read_names_files_without_a_record(tmp_path):
 )
 def test_a_claim_is_judged_by_its_whole_interval(low, high, bars, verdict):
     results = {"gain": base.Interval((low + high) / 2, low, high)}
-    assert runs.claim("text", "gain", results, figure="1", **bars)["verdict"] == verdict
+    assert runs.claim("text", "1 bars", "gain", results, **bars)["verdict"] == verdict
 
 
 @given(st.floats(1e-6, 1e9))

@@ -108,21 +108,27 @@ def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> di
 
 
 def holding(
-    split: Split, classes: list[int], keep: float, generator: torch.Generator, student: int = 1, students: int = 1
+    split: Split,
+    classes: list[int],
+    keep: float,
+    generator: torch.Generator,
+    student: int | None = None,
+    students: int = 30,
 ) -> Split:
     """What a plant holds that rarely sees some kinds: a random share `keep` of each of `classes`, all of the others.
 
-    In a class of `students`, each dealt a share of the split, number `student` (from 1 on) holds the same of its own
-    share; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
+    With `student`, the split is first dealt to a class of `students`, and the holding is that of number `student`, from
+    1 on; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
     one of `classes` does not occur.
     """
+    first, every = (0, 1) if student is None else (student - 1, students)
     _share("keep", keep)
-    if not 1 <= student <= students:
+    if not 0 <= first < every:
         raise ParameterError(f"student = {student}, expected a number from 1 to {students}.")
     kept = torch.zeros(len(split), dtype=torch.bool)
     for label in split.y.unique().tolist():
         members = torch.nonzero(split.y == label).flatten()
-        own = members[torch.randperm(len(members), generator=generator)][student - 1 :: students]
+        own = members[torch.randperm(len(members), generator=generator)][first::every]
         kept[own[: round(keep * len(own))] if label in classes else own] = True
     missing = set(classes) - set(split.y.unique().tolist())
     if missing:
@@ -156,9 +162,10 @@ def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float
 
 
 def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
-    v2 = _transforms()
-    how = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": [float(x.min())] * x.shape[1]}
-    return v2.functional.affine(x, angle=angle, translate=[0, 0], scale=1.0, shear=[shear, 0.0], **how)
+    """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
+    v2, low = _transforms(), x.min()
+    how = {"translate": [0, 0], "scale": 1.0, "interpolation": v2.InterpolationMode.BILINEAR}
+    return low + v2.functional.affine(x - low, angle=angle, shear=[shear, 0.0], **how)
 
 
 def _transforms() -> ModuleType:

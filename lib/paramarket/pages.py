@@ -169,7 +169,7 @@ def claims(notebooks: Sequence[Path | str]) -> str:
         "and holds **partly** if it straddles it. All numbers are this project's own, on small networks and small",
         "images; none is a paper's. `make results` writes this file from a full run.",
         "",
-        "| claim | notebook | section | number | verdict |",
+        "| claim | notebook | figure (section) | number | verdict |",
         "|---|---|---|---|---|",
     ]
     for name, found in records.items():

@@ -104,16 +104,17 @@ def _gpu() -> str:
 
 def claim(
     text: str,
+    figure: str,
     key: str,
     results: Mapping[str, Any],
     *,
     above: float | None = None,
     below: float | None = None,
-    figure: str,
 ) -> dict[str, str]:
     """A claim and what the data say: it holds if the whole interval `results[key]` lies above (below) the bar.
 
     It fails if the whole interval lies on the other side, and holds "partly" if the interval straddles the bar.
+    figure: the section that shows it, with a word for the picture.
     """
     _, low, high = results[key]
     bar, (low, high) = (above, (low, high)) if below is None else (-below, (-high, -low))

@@ -206,7 +206,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            grad @ weight if needs_x else None,
-            grad.mT @ x if needs_weight else None,
+            torch.bmm(grad, weight) if needs_x else None,
+            torch.bmm(grad.mT, x) if needs_weight else None,
             grad.sum(dim=1) if needs_bias else None,
         )

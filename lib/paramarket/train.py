@@ -159,8 +159,9 @@ def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.
     """One step for every model. The sum over models keeps each model's gradient its own."""
     logits = run(net, models, x, shared=False, training=True)
     losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
-    opt.zero_grad()
-    losses.sum().backward()
+    leaves = opt.param_groups[0]["params"]
+    for leaf, grad in zip(leaves, torch.autograd.grad(losses.sum(), leaves, allow_unused=True), strict=True):
+        leaf.grad = grad
     opt.step()
     return losses.detach()
 
@@ -217,10 +218,8 @@ def _check(losses: list[Tensor], models: Stack, steps: int) -> None:
             bad = torch.cat([bad, ~tensor.flatten(1).isfinite().all(dim=1)[None]])
     if bad.any():
         step, model = bad.nonzero()[0].tolist()
-        raise TrainingError(
-            f"the loss or the weights of model {model} are not finite at step {step} of {steps}: "
-            "try a smaller lr, or look at its data."
-        )
+        what = f"the loss or the weights of model {model} are not finite at step {step} of {steps}"
+        raise TrainingError(f"{what}: try a smaller lr, or look at its data.")
 
 
 def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:

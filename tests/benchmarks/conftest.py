@@ -46,4 +46,4 @@ def pytest_terminal_summary(terminalreporter):
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     write(f"\n{machine}, {torch.get_num_threads()} threads, {versions}; medians of five runs")
     for what, bar, found in ROWS:
-        write(f"{what:62} asked {bar:>8}   measured {found:.2f}")
+        write(f"{what:66} asked {bar:>7}   measured {found:.2f}")
