@@ -22,6 +22,16 @@ HOME = Path(__file__).parents[2]
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
+some_notebooks = click.argument(
+    "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
+)
+
+
+def _or_all(chosen: Sequence[Path]) -> list[Path]:
+    """The notebooks named on the command line, or all of them."""
+    return sorted(chosen or (HOME / "notebooks").glob("[0-9]*.ipynb"))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
@@ -29,9 +39,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument(
-    "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
-)
+@some_notebooks
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -56,7 +64,7 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
     """Execute notebooks (default: all) and write them, their pages, index.html and results.md into a folder."""
     from paramarket import pages, sweep
 
-    chosen = sorted(chosen) or sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
+    chosen = _or_all(chosen)
     out, values = out.resolve(), _values(parameters, [path.stem for path in chosen])
     if out.exists() and not {path.name for path in out.iterdir()} <= {*_ours(out), MARK}:
         raise ParameterError(f"--out {out} holds something else than results; it would be replaced. Name a new folder.")
@@ -152,9 +160,7 @@ def lab(extra: Sequence[str]) -> None:
 
 
 @cli.command()
-@click.argument(
-    "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
-)
+@some_notebooks
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -166,7 +172,7 @@ def student(chosen: Sequence[Path], out: Path) -> None:
     """Write student copies: the notebooks (default: all) with their solutions taken out."""
     from paramarket import teach
 
-    for path in chosen or sorted((HOME / "notebooks").glob("[0-9]*.ipynb")):
+    for path in _or_all(chosen):
         teach.student_copy(path, out / path.name)
         click.echo(out / path.name)
 
@@ -177,7 +183,7 @@ def results() -> None:
     from paramarket import base, pages
 
     executed = sorted((HOME / "runs/latest").glob("[0-9]*.ipynb"))
-    if [path.name for path in executed] != [path.name for path in sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))]:
+    if [path.name for path in executed] != [path.name for path in _or_all([])]:
         raise ParameterError("runs/latest does not hold a full run: run `python -m paramarket notebooks` first.")
     with base.atomic(HOME / "RESULTS.md") as beside:
         beside.write_text(pages.claims(executed), encoding="utf-8")
