@@ -159,9 +159,8 @@ def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.
     """One step for every model. The sum over models keeps each model's gradient its own."""
     logits = run(net, models, x, shared=False, training=True)
     losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
-    leaves = opt.param_groups[0]["params"]
-    for leaf, grad in zip(leaves, torch.autograd.grad(losses.sum(), leaves, allow_unused=True), strict=True):
-        leaf.grad = grad
+    opt.zero_grad()
+    losses.sum().backward()  # not autograd.grad: the fused optimisers need gradients laid out as their parameters are
     opt.step()
     return losses.detach()
 
