@@ -127,8 +127,8 @@ def test_an_exercise_is_a_solution_with_a_check_beneath(path):
 
 
 @each
-def test_every_figure_has_a_claim_before_and_a_word_after(path):
-    """Between two prose cells stand at most a few small cells: code never runs away from the story."""
+def test_code_never_runs_away_from_the_story(path):
+    """Between two prose cells stand at most two code cells; the first word and the last are prose."""
     kinds = [cell.cell_type for cell in cells(path)]
     assert "code code code" not in " ".join(kinds)
     assert kinds[-1] == kinds[0] == "markdown"

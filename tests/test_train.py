@@ -21,6 +21,14 @@ def close(one, other, atol=1e-5):
     return all(torch.allclose(one[name], other[name], atol=atol) for name in one)
 
 
+def plain_steps(net, split, steps, opt):
+    """What anyone would write with PyTorch alone: the reference for a stack's training."""
+    for _ in range(steps):
+        opt.zero_grad()
+        cross_entropy(net.train()(split.x), split.y).backward()
+        opt.step()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["one-cycle", "constant"])
 def test_a_stack_of_three_equals_three_alone(some, optimizer, schedule):
@@ -45,10 +53,7 @@ def test_training_equals_a_plain_pytorch_loop(digits, optimizer):
             "adamw": torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1),
             "sgd": torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1),
         }[optimizer]
-        for _ in range(20):
-            opt.zero_grad()
-            cross_entropy(plain(few.x), few.y).backward()
-            opt.step()
+        plain_steps(plain, few, 20, opt)
         assert close(stack.take(fitted, k), dict(plain.named_parameters()))
 
 
@@ -75,11 +80,7 @@ def test_batch_norm_trains_with_batch_statistics_as_each_module_alone(digits):
     fitted = train.fit(net, start, few, steps=5, batch=40, lr=1e-2, schedule="constant").stack
     for k in range(2):
         net.load_state_dict(stack.take(start, k), strict=False)
-        opt = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.01)
-        for _ in range(5):
-            opt.zero_grad()
-            cross_entropy(net.train()(few.x), few.y).backward()
-            opt.step()
+        plain_steps(net, few, 5, torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.01))
         expected = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
         assert close(stack.take(fitted, k), expected, atol=1e-4)
 
@@ -232,10 +233,6 @@ def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):
     fitted = train.fit(net, start, few, steps=2, batch=8, lr=1e-3, schedule="constant").stack
     for k in range(2):
         net.load_state_dict(stack.take(start, k), strict=False)
-        opt = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01)
-        for _ in range(2):
-            opt.zero_grad()
-            cross_entropy(net.train()(few.x), few.y).backward()
-            opt.step()
+        plain_steps(net, few, 2, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01))
         assert torch.allclose(fitted["bn1.running_mean"][k], net.bn1.running_mean, atol=1e-3)
         assert torch.allclose(fitted["fc.weight"][k], net.fc.weight, atol=3e-3)
