@@ -283,3 +283,17 @@ def test_integer_buffers_are_left_out_and_kept_by_the_module(tmp_path):
     net[1].num_batches_tracked += 7
     assert not net.load_state_dict(params, strict=False).unexpected_keys
     assert net[1].num_batches_tracked == 7
+
+
+def test_a_probe_sees_what_modules_read_and_say_and_may_change_it():
+    net = stack.mlp(4, [3, 5], 2)
+    params, x = stack.take(stack.init(net, 1, seed=0), 0), torch.randn(6, 4)
+    seen = {}
+    stack.probe(net, params, x, ["1", "3"], lambda name, read, said: seen.update({name: (read, said)}))
+    layers = stack.features(net, stack.join([params]), x)
+    assert torch.allclose(seen["1"][1], layers["1"][0], atol=1e-6)
+    assert torch.allclose(seen["3"][0], layers["2"][0], atol=1e-6)
+    changed = {}
+    stack.probe(net, params, x, ["1", "3"], lambda name, read, said: changed.update({name: read}) or said * 0)
+    assert not changed["3"].any()
+    assert not any(module._forward_hooks for module in net.modules())

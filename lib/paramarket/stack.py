@@ -4,7 +4,8 @@ Two verbs live here: `forward` runs all K models at once, `mix` makes new models
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +18,10 @@ from paramarket.base import ShapeError, lent, stream, unknown
 from paramarket.weights import Params, card, content_hash, load, save
 
 __all__ = ["Params", "Stack", "card", "check", "content_hash", "features", "forward", "init", "join", "load", "mix"]
-__all__ += ["mlp", "run", "save", "take"]
+__all__ += ["mlp", "probe", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
+Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 
@@ -117,18 +119,46 @@ def run(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool
     if _is_dense(net):
         *_, (_, out) = _layers(net, stack, x, shared)
         return out
-    counters = {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+    counters = _counters(net)
 
     def call(params: Params, x: Tensor) -> Tensor:
         return functional_call(net, {**params, **counters}, (x,))
 
+    with _mode(net, training):
+        return vmap(call, in_dims=(0, None if shared else 0), randomness="different")(stack, x)
+
+
+def _counters(net: nn.Module) -> Params:
+    return {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+
+
+@contextmanager
+def _mode(net: nn.Module, training: bool) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
     try:
         net.train(training)
-        return vmap(call, in_dims=(0, None if shared else 0), randomness="different")(stack, x)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], look: Look) -> None:
+    """Run one model on x [n, ...] in eval mode, and call look(module name, what it reads, what it says) on the way.
+
+    What `look` gives back, if anything, is what the module says from then on.
+    """
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda _, read, said, name=name: look(name, read[0], said))
+        for name in modules
+    ]
+    try:
+        with _mode(net, training=False):
+            functional_call(net, {**params, **_counters(net)}, (x.to(next(iter(params.values()))),))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
