@@ -20,10 +20,13 @@ SHARES = {"train": 0.6, "quote": 0.1, "audit": 0.1, "test": 0.2}
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples `x` [n, channels, height, width] or [n, features], float32, normalised; labels `y` [n], int64."""
+    """Examples `x` [n, channels, height, width] or [n, features], float32, normalised; labels `y` [n], int64.
+
+    To distil, `y` may be another model's probabilities [n, classes] instead.
+    """
 
     x: Float[Tensor, "examples ..."]
-    y: Int[Tensor, " labels"]
+    y: Int[Tensor, " labels"] | Float[Tensor, "labels classes"]
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):

@@ -23,8 +23,7 @@ class Fit(NamedTuple):
 
     stack: the trained models
     history: one row per epoch and model: epoch, step, model, loss (mean training cross-entropy of the epoch, nats)
-    state: the optimiser's tensors, each with the stack's leading axis
-    kept: copies of the stack, by step
+    state: the optimiser's tensors, each with the stack's leading axis · kept: copies of the stack, by step
     """
 
     stack: Stack
@@ -70,8 +69,7 @@ def fit(
     _positive(batch=batch, epochs=epochs, steps=steps, lr=lr)
     splits = _one_each(data, copies)
     per_epoch = math.ceil(max(map(len, splits)) / batch)
-    steps = _steps(epochs, steps, per_epoch)
-    orders = _orders(seed, copies)
+    steps, orders = _steps(epochs, steps, per_epoch), _orders(seed, copies)
     _try(net, stack, splits)
     models = {name: tensor.detach().clone() for name, tensor in stack.items()}
     learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
@@ -111,11 +109,12 @@ def _one_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
 def _try(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
     """One example through the net before work starts: a GPU would stop at a bad label without saying why."""
     classes = forward(net, stack, splits[0].x[:1]).shape[-1]
-    low, high = min(int(split.y.min()) for split in splits), max(int(split.y.max()) for split in splits)
+    for y in (split.y for split in splits):
+        if y.ndim != splits[0].y.ndim or (y.ndim == 2 and y.shape[1] != classes):
+            raise DataError(f"y of shape {tuple(y.shape)} for a net with {classes} classes: labels, or [n, {classes}].")
+    low, high = min(float(split.y.min()) for split in splits), max(float(split.y.max()) for split in splits)
     if low < 0 or high >= classes:
-        raise DataError(
-            f"labels from {low} to {high} in the splits for a net with {classes} classes, which count from 0."
-        )
+        raise DataError(f"labels from {low:g} to {high:g} in the splits for a net with {classes} classes, from 0 on.")
 
 
 def _steps(epochs: int | None, steps: int | None, per_epoch: int) -> int:
@@ -158,6 +157,7 @@ def _batches(
 def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Tensor:
     """One step for every model. The sum over models keeps each model's gradient its own."""
     logits = run(net, models, x, shared=False, training=True)
+    y = y.mT if y.is_floating_point() else y
     losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
     opt.zero_grad()
     losses.sum().backward()  # not autograd.grad: the fused optimisers need gradients laid out as their parameters are
@@ -234,6 +234,8 @@ def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
 def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> Score:
     """Score all K models on a split, in batches, every example weighing the same."""
     truth, losses, hits = split.y.to(next(iter(stack.values())).device), [], []
+    if truth.ndim != 1:
+        raise DataError("a score needs labels; this split holds probabilities, to learn from.")
     for x, y in zip(split.x.split(batch), truth.split(batch), strict=True):
         logits = forward(net, stack, x)
         if int(y.max()) >= logits.shape[-1]:
