@@ -23,3 +23,21 @@ def digits():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draws the current figure in full and gives its axes: a broken label or tick would raise."""
+    import matplotlib.pyplot as plt
+
+    from paramarket import plot
+
+    def axes():
+        figure = plt.gcf()
+        figure.canvas.draw()
+        return figure.axes
+
+    monkeypatch.setattr(plt, "show", lambda: None)
+    plot.style()
+    yield axes
+    plt.close("all")

@@ -15,7 +15,16 @@ NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
 QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
 
 RESULTS = (HOME / "RESULTS.md").read_text()
-KEYS = {"01_train_two_mlps": ["accuracy", "agreement", "averaged_accuracy", "plant_a_accuracy", "plant_b_accuracy"]}
+KEYS = {
+    "01_train_two_mlps": ["accuracy", "agreement", "averaged_accuracy", "plant_a_accuracy", "plant_b_accuracy"],
+    "02_align_and_interpolate": [
+        "naive_barrier",
+        "aligned_barrier",
+        "repaired_barrier",
+        "midpoint_accuracy",
+        "end_accuracy",
+    ],
+}
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

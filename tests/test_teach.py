@@ -1,8 +1,9 @@
 import nbformat
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
-from paramarket import teach
+from paramarket import align, merge, stack, teach, train
 from paramarket.base import DataError
 
 
@@ -38,6 +39,30 @@ def half_a_swap(params, i, j):
     return {**swap(params, i, j), "3.weight": params["3.weight"]}
 
 
+def matched(a, b):
+    return torch.from_numpy(linear_sum_assignment(a @ b.T, maximize=True)[1])
+
+
+def copy_barriers(net, spec, params, p, split):
+    copy = align.permute(spec, p, params)
+    losses = [train.evaluate(net, merge.path(params, other, 11), split).loss for other in (copy, params)]
+    return tuple(merge.barrier(each).item() for each in losses)
+
+
+def unmatched(net, spec, params, p, split):
+    return (copy_barriers(net, spec, params, p, split)[0],) * 2
+
+
+def in_place(net, spec, models, split, generator):
+    for tensor in models.values():
+        tensor.mul_(0.5)
+    return stack.take(models, 0)
+
+
+def shrunk(net, spec, models, split, generator):
+    return {name: tensor[0] / 2 for name, tensor in models.items()}
+
+
 def stub(*_):
     raise NotImplementedError
 
@@ -58,6 +83,17 @@ def stub(*_):
         (teach.check_swap_units, half_a_swap, "computes something else now"),
         (teach.check_swap_units, lambda params, i, j: params, "nothing was swapped"),
         (teach.check_swap_units, stub, "… swap_units is not written yet"),
+        (teach.check_match_layer, matched, "✓ match_layer holds"),
+        (teach.check_match_layer, lambda a, b: matched(a, b).argsort(), "You have it the wrong way round"),
+        (teach.check_match_layer, lambda a, b: (a @ b.T).argmax(dim=1) * 0, "is no order of 12 units"),
+        (teach.check_match_layer, lambda a, b: torch.arange(12), "is possible"),
+        (teach.check_copy_barriers, copy_barriers, "✓ copy_barriers holds"),
+        (teach.check_copy_barriers, unmatched, "the barrier after matching is"),
+        (teach.check_copy_barriers, lambda *_: (0.0, 0.0), "on a path of 11 points"),
+        (teach.check_merge_method, merge.average, "✓ merge_method holds"),
+        (teach.check_merge_method, in_place, "it changes the models it is given"),
+        (teach.check_merge_method, shrunk, "two equal models should merge into that model"),
+        (teach.check_merge_method, lambda net, spec, models, *_: models, "should be one finite tensor of shape"),
     ],
 )
 def test_checks_tell_right_from_wrong(capsys, check, answer, says):

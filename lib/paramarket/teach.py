@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from scipy.optimize import linear_sum_assignment
 
-from paramarket import stack
+from paramarket import align, merge, stack, train
 from paramarket.base import DataError, atomic
+from paramarket.data import Split
 
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION", re.S | re.M)
 
@@ -91,6 +93,73 @@ def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -
         )
 
     _check("swap_units", test)
+
+
+def check_match_layer(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    """Notebook 02: the order of B's units that fits A's best, judged by what they read."""
+
+    def test() -> str:
+        fresh = _fresh()
+        a, b = torch.randn(2, 12, 6, generator=fresh)
+        found = torch.as_tensor(answer(a.clone(), b.clone()))
+        if sorted(found.tolist()) != list(range(12)):
+            return f"{found.tolist()} is no order of 12 units: every number from 0 to 11 must stand in it once."
+        alike = a @ b.T
+        best = alike[linear_sum_assignment(alike, maximize=True)].sum().item()
+        reached = alike[torch.arange(12), found].sum().item()
+        if reached > best - 1e-4:
+            return ""
+        mixed_up = alike[found, torch.arange(12)].sum().item() > best - 1e-4
+        hint = " You have it the wrong way round: place i takes B's unit order[i]." if mixed_up else ""
+        return f"the units in your order are alike by {reached:.2f} in sum, {best:.2f} is possible.{hint}"
+
+    _check("match_layer", test)
+
+
+def check_copy_barriers(answer: Callable[..., tuple[float, float]]) -> None:
+    """Notebook 02: the barrier between a network and its own reordered copy, before and after matching."""
+
+    def test() -> str:
+        fresh, net = _fresh(), stack.mlp(8, [32, 32], 4)
+        spec, x = align.permutation_spec(net, torch.zeros(1, 8)), torch.randn(200, 8, generator=fresh)
+        start = stack.init(net, 1, seed=fresh.initial_seed() % 2**31)
+        params = {name: 3 * tensor for name, tensor in stack.take(start, 0).items()}
+        split = Split(x, stack.forward(net, stack.join([params]), x)[0].argmax(dim=-1))  # it is right on all of them
+        p = {name: torch.randperm(32, generator=fresh) for name in align.identity(spec, params)}
+        copy = align.permute(spec, p, params)
+        expected = merge.barrier(train.evaluate(net, merge.path(params, copy, 11), split).loss).item()
+        before, after = map(float, answer(net, spec, params, p, split))
+        if abs(before - expected) > 1e-3:
+            return f"the barrier before matching is {before:.3f}, expected {expected:.3f} on a path of 11 points."
+        return f"the barrier after matching is {after:.3f}, expected 0." if abs(after) > 1e-4 else ""
+
+    _check("copy_barriers", test)
+
+
+def check_merge_method(answer: Callable[..., stack.Params]) -> None:
+    """Notebook 02: a way to merge of the learner's own, under the signature that all ways share."""
+
+    def test() -> str:
+        fresh, net = _fresh(), stack.mlp(6, [5, 4], 3)
+        spec, split = align.permutation_spec(net, torch.zeros(1, 6)), _labelled(torch.randn(40, 6, generator=fresh))
+        models = stack.init(net, 2, seed=fresh.initial_seed() % 2**31)
+        kept = {name: tensor.clone() for name, tensor in models.items()}
+        found = answer(net, spec, models, split, fresh)
+        if any(not torch.equal(models[name], kept[name]) for name in kept):
+            return "it changes the models it is given: make new tensors instead of writing into the old ones."
+        for name, tensor in kept.items():
+            if name not in found or found[name].shape != tensor.shape[1:] or not found[name].isfinite().all():
+                return f"{name!r} should be one finite tensor of shape {tuple(tensor.shape[1:])}."
+        twins = stack.take(models, [0, 0])
+        same = answer(net, spec, twins, split, fresh)
+        bad = [name for name in same if not torch.allclose(same[name], twins[name][0], atol=1e-4)]
+        return f"two equal models should merge into that model, but {bad[0]!r} differs." if bad else ""
+
+    _check("merge_method", test)
+
+
+def _labelled(x: torch.Tensor) -> Split:
+    return Split(x, torch.arange(len(x)) % 3)
 
 
 def student_copy(notebook: Path | str, output: Path | str) -> None:

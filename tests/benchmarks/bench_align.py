@@ -1,0 +1,107 @@
+"""Matching two trained MLPs against rebasin (PyPI, extra `peers`) and against the least it can cost; walking a path."""
+
+import copy
+import statistics
+import time
+
+import pytest
+import torch
+from conftest import peak
+from torch import nn
+
+from paramarket import align, data, merge, stack, train
+
+PAIRS, ROUNDS = 5, 5
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("mnist-5k")
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    """{width: (net, spec, five pairs)}, trained alike for both matchers."""
+    found = {}
+    for width in (512, 1024):
+        net = stack.mlp(784, [width] * 3, 10)
+        start = stack.init(net, 2 * PAIRS, seed=0)
+        models = train.fit(net, start, images.train, epochs=4, batch=128).stack
+        couples = [(stack.take(models, k), stack.take(models, k + PAIRS)) for k in range(PAIRS)]
+        found[width] = net, align.permutation_spec(net, images.train.x[:1]), couples
+    return found
+
+
+def module(net, params):
+    own = copy.deepcopy(net)
+    own.load_state_dict(params)
+    return own
+
+
+def half_way(net, a, b, images):
+    return train.evaluate(net, stack.take(merge.path(a, b, 3), [1]), images.test).loss.item()
+
+
+@pytest.mark.parametrize(("width", "bar"), [(512, 4), (1024, 15)])
+def bench_against_rebasin(row, trained, images, width, bar):
+    rebasin = pytest.importorskip("rebasin", reason="pip install -e '.[peers]'")
+    net, spec, couples = trained[width]
+    times, losses = {"ours": [], "rebasin": []}, {"ours": [], "rebasin": []}
+    for a, b in couples:
+        start = time.perf_counter()
+        moved = align.reorder(spec, a, b)
+        times["ours"].append(time.perf_counter() - start)
+        losses["ours"].append(half_way(net, a, moved, images))
+        one, other = module(net, a), module(net, b)
+        start = time.perf_counter()
+        rebasin.PermutationCoordinateDescent(one, other, images.train.x[:1]).rebasin()
+        times["rebasin"].append(time.perf_counter() - start)
+        theirs = {name: tensor.detach() for name, tensor in other.state_dict().items()}
+        assert torch.allclose(module(net, theirs)(images.test.x), module(net, b)(images.test.x), atol=1e-3)
+        losses["rebasin"].append(half_way(net, a, theirs, images))
+    fast = statistics.median(times["rebasin"]) / statistics.median(times["ours"])
+    row(f"times faster than rebasin 0.0.47, width {width}", f"≥ {bar:.2f}", fast)
+    row(f"seconds to match a pair, width {width}", "", statistics.median(times["ours"]))
+    better = statistics.mean(losses["ours"]) / statistics.mean(losses["rebasin"])
+    row(f"midpoint test loss over rebasin's, mean of five pairs, width {width}", "≤ 1.00", better)
+
+
+def bench_against_the_limit(row, trained, monkeypatch):
+    """The same run, with the time inside scipy's assignment and inside the matrix products taken apart."""
+    _, spec, couples = trained[512]
+    inside, solve, rows, shares = [0.0], align.linear_sum_assignment, align._rows, []
+
+    def timed(*args, **kwargs):
+        start = time.perf_counter()
+        found = solve(*args, **kwargs)
+        inside[0] += time.perf_counter() - start
+        return found
+
+    seen = []
+    monkeypatch.setattr(align, "linear_sum_assignment", timed)
+    monkeypatch.setattr(align, "_rows", lambda *args: seen.append(rows(*args)) or seen[-1])
+    for a, b in couples:
+        inside[0] = 0.0
+        seen.clear()
+        start = time.perf_counter()
+        align.weight_matching(spec, a, b)
+        whole = time.perf_counter() - start
+        outs = [torch.empty(len(one), len(one)) for one in seen[::2]]
+        start = time.perf_counter()
+        for one, other, out in zip(seen[::2], seen[1::2], outs, strict=True):
+            torch.mm(one, other.mT, out=out)
+        shares.append(whole / (inside[0] + time.perf_counter() - start))
+    row("time of matching over its assignments and products alone, width 512", "≤ 1.50", statistics.median(shares))
+
+
+def bench_path(row, trained, images):
+    net, _, couples = trained[512]
+    weights = sum(layer.weight.numel() for layer in net if isinstance(layer, nn.Linear))
+    times, limits = [], []
+    for _ in range(ROUNDS):
+        limits.append(peak())
+        start = time.perf_counter()
+        merge.walk(net, [merge.path(*couples[0], 25)], images.test)
+        times.append(time.perf_counter() - start)
+    share = 2 * weights * len(images.test) * 25 / statistics.median(times) / 1e9 / statistics.median(limits)
+    row("share of matmul peak, a path of 25 points on 1,000 images, width 512", "≥ 0.70", share)
