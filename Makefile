@@ -26,7 +26,8 @@ notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/i
 test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters
 	$(BIN)/python -m paramarket test
 
-bench: .venv/ready  ## measure speed against plain PyTorch and the machine's own limit; refuses on a busy machine
+bench: .venv/ready  ## measure speed against peers and the machine's own limit; refuses on a busy machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	$(BIN)/python -m paramarket bench
 
 lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from paramarket.base import ShapeError, WeightsError, stream
-from paramarket.stack import Stack, join, probe, take
+from paramarket.stack import Stack, compare, join, probe, take
 from paramarket.symmetry import (
     Permutations,
     PermutationSpec,
@@ -44,16 +44,16 @@ def weight_matching(
     layers matched before it. Then layers are visited in a random order (seed) until none can improve.
     """
     _comparable(target, source)
-    p, known = identity(spec, source), {None}
+    p, known, memory = identity(spec, source), {None}, {}
     for label in p:
-        cost = weight_products(spec, label, target, source, p, known | {label})
+        cost = weight_products(spec, label, target, source, p, known | {label}, memory)
         p[label], known = _assign(cost, spec.groups.get(label, 1)), known | {label}
     near, waiting, labels = _neighbours(spec), set(p), list(p)
     for sweep in range(sweeps):
         for k in torch.randperm(len(labels), generator=stream(seed, "weight matching", sweep)).tolist():
             if labels[k] in waiting:  # a layer whose neighbours have not moved since has nothing to gain
                 waiting.discard(labels[k])
-                waiting |= near[labels[k]] if _improve(spec, labels[k], target, source, p) else set()
+                waiting |= near[labels[k]] if _improve(spec, labels[k], target, source, p, memory) else set()
         if not waiting:
             break
     return p
@@ -66,20 +66,28 @@ def weight_products(
     source: Params,
     p: Permutations,
     known: set[str | None] | None = None,
+    memory: dict | None = None,
 ) -> Float[Tensor, "units units"]:
     """How alike unit i of the target and unit j of the source are: the inner product of all their weights.
 
     M_l = W_l^A P_{l-1} W_l^Bᵀ + W_{l+1}^Aᵀ P_{l+1} W_{l+1}^B + b_l^A b_l^Bᵀ, the neighbours ordered as in `p`.
-    known: only parameters whose every axis has one of these permutations.
+    known: only parameters whose every axis has one of these permutations. memory: products to use again as long as
+    the neighbours keep their order; give the same dict at every call.
     """
+    memory = {} if memory is None else memory
     units, like = len(p[label]), next(iter(target.values()))
     total = like.new_zeros(units, units)
     for name, axes in spec.axes.items():
         if label not in axes or name.endswith(_STATISTICS) or (known is not None and not known.issuperset(axes)):
             continue
         for axis in (k for k, own in enumerate(axes) if own == label):
-            moved = move(source[name], tuple(None if k == axis else own for k, own in enumerate(axes)), p)
-            total.addmm_(_rows(target[name], axis, units), _rows(moved, axis, units).mT)
+            rest = tuple(None if k == axis else own for k, own in enumerate(axes))
+            orders = [p[own] for own in rest if own is not None]
+            before, product = memory.get((name, axis), (None, None))
+            if before is None or any(one is not other for one, other in zip(before, orders, strict=True)):
+                product = _rows(target[name], axis, units) @ _rows(move(source[name], rest, p), axis, units).mT
+                memory[name, axis] = orders, product
+            total += product
     return total
 
 
@@ -90,7 +98,7 @@ def _rows(tensor: Tensor, axis: int, units: int) -> Tensor:
 
 def _assign(cost: Tensor, groups: int) -> Tensor:
     """The order with the largest sum of cost[i, order[i]]; with groups, the best that keeps groups together."""
-    cost = cost.detach().cpu().double()
+    cost = cost.detach().cpu()
     if groups == 1:
         cost = cost.amax(dim=1, keepdim=True) - cost  # the same problem, as a smallest sum with zeros in it:
         cost = cost - cost.amin(dim=0, keepdim=True)  # scipy then has a third less to do
@@ -113,9 +121,9 @@ def _neighbours(spec: PermutationSpec) -> dict[str, set[str]]:
     return near
 
 
-def _improve(spec: PermutationSpec, label: str, target: Params, source: Params, p: Permutations) -> bool:
+def _improve(spec: PermutationSpec, label: str, target: Params, source: Params, p: Permutations, memory: dict) -> bool:
     """Solve one assignment; keep it, in `p`, only if the objective really rises."""
-    cost = weight_products(spec, label, target, source, p)
+    cost = weight_products(spec, label, target, source, p, memory=memory)
     new, at = _assign(cost, spec.groups.get(label, 1)), torch.arange(len(cost))
     if any(axes.count(label) > 1 for axes in spec.axes.values()):  # then the objective is not linear in it
         ways = (permute(spec, each, source) for each in ({**p, label: new}, p))
@@ -215,7 +223,7 @@ def reorder_many(
 
 def _comparable(target: Params, source: Params) -> None:
     """Two models of one architecture, of finite numbers; else an error that names the first difference."""
-    join([target, source])
+    compare(source, target, "the two models to match")
     for who, params in {"target": target, "source": source}.items():
         for name, tensor in params.items():
             if not tensor.isfinite().all():

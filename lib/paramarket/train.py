@@ -231,7 +231,7 @@ def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 1000) -> Score:
+def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 250) -> Score:
     """Score all K models on a split, in batches, every example weighing the same."""
     truth, losses, hits = split.y.to(next(iter(stack.values())).device), [], []
     if truth.ndim != 1:
