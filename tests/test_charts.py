@@ -45,10 +45,11 @@ def test_a_loss_path_shows_loss_and_accuracy_from_a_to_b(drawn):
 
 
 def test_sweeps_have_a_panel_a_setting_and_name_its_values(drawn):
-    numbers = {"matched": torch.rand(5, 2)}
-    charts.sweeps({"width": ([16, 512], numbers), "learning_rate": ([5e-4, 0.1], numbers)}, "barrier", "title")
+    numbers, ends = {"matched": torch.rand(5, 2)}, torch.tensor([[0.8, 0.9]] * 5)
+    panels = {"width": ([16, 512], numbers, ends), "learning_rate": ([5e-4, 0.1], numbers, ends)}
+    charts.sweeps(panels, "barrier", "title")
     first, second = drawn()
-    assert [label.get_text() for label in first.get_xticklabels()] == ["16", "512"]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["16\n80%", "512\n90%"]
     assert second.get_xlabel() == "learning rate"
     assert first.get_ylabel() == "barrier"
 

@@ -27,4 +27,6 @@ def test_a_loss_plane_marks_the_three_models_where_they_lie(drawn):
     axis = drawn()[0]
     marked = torch.tensor([[float(line.get_xdata()[0]), float(line.get_ydata()[0])] for line in axis.lines])
     assert torch.allclose(marked, plane.corners.float())
-    assert [text.get_text() for text in axis.texts] == ["A", "B", "C"]
+    distances = plane.corners.norm(dim=1)[1:].tolist()
+    away = [f"{name}\n{far:.0f} away" for name, far in zip("BC", distances, strict=True)]
+    assert [text.get_text() for text in axis.texts] == ["A", *away]

@@ -91,6 +91,7 @@ def stub(*_):
         (teach.check_copy_barriers, unmatched, "the barrier after matching is"),
         (teach.check_copy_barriers, lambda *_: (0.0, 0.0), "on a path of 11 points"),
         (teach.check_merge_method, merge.average, "✓ merge_method holds"),
+        (teach.check_merge_method, lambda net, spec, models, *_: stack.take(models, 0), "gives back the first model"),
         (teach.check_merge_method, in_place, "it changes the models it is given"),
         (teach.check_merge_method, shrunk, "two equal models should merge into that model"),
         (teach.check_merge_method, lambda net, spec, models, *_: models, "should be one finite tensor of shape"),

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from IPython import get_ipython
 from scipy.special import stdtrit
 
 
@@ -83,6 +85,15 @@ def device(name: str = "auto") -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ParameterError(f'device = {name!r} cannot be used here ({error}). Try "auto" or "cpu".') from error
+
+
+def watched() -> bool:
+    """Whether somebody can see things move: a terminal, or a notebook in a live front end.
+
+    papermill and nbconvert offer no keyboard (allow_stdin is off); what they store of a moving picture is its middle.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    return sys.stderr.isatty() if kernel is None else getattr(kernel, "_allow_stdin", False)
 
 
 class Interval(NamedTuple):

@@ -17,6 +17,7 @@ from paramarket.base import interval
 from paramarket.train import Score
 
 COLOURS = sns.color_palette("colorblind")
+Numbers = Float[Tensor, "seeds settings"]
 
 
 def percent(axis: Axes, side: str = "y") -> None:
@@ -54,24 +55,23 @@ def loss_path(t: Sequence[float], scores: Mapping[str, Score], title: str) -> No
     for axis in axes:
         axis.set_xticks([0, 0.5, 1], ["A", "half-way", "B"])
     axes[0].set(ylabel="loss (nats)", ylim=(0, None))
-    axes[1].set(ylabel="accuracy", ylim=(0, 1))
+    axes[1].set(ylabel="accuracy")
     percent(axes[1])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")
     plt.show()
 
 
 def sweeps(
-    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Float[Tensor, "seeds settings"]]]],
-    quantity: str,
-    title: str,
+    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Numbers], Numbers]], quantity: str, title: str
 ) -> None:
-    """One panel a setting: {what is varied: (its values, {name: numbers})}; panels share the axis of the numbers."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.8), sharey=True, squeeze=False, layout="constrained")
-    for axis, (what, (values, curves)) in zip(axes[0], panels.items(), strict=True):
+    """One panel a setting: {what is varied: (its values, {name: numbers}, accuracy to be noted beneath each value)}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 4), sharey=True, squeeze=False, layout="constrained")
+    for axis, (what, (values, curves, accuracy)) in zip(axes[0], panels.items(), strict=True):
         for k, (name, numbers) in enumerate(curves.items()):
             _band(axis, range(len(values)), numbers, k, name)
-        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        beneath = zip(values, accuracy.mean(dim=0).tolist(), strict=True)
+        axis.set_xticks(range(len(values)), [f"{value:g}\n{share:.0%}" for value, share in beneath])
         axis.set(xlabel=what.replace("_", " "))
         axis.axhline(0, color="black", linewidth=1)
     axes[0, 0].set_ylabel(quantity)

@@ -74,13 +74,13 @@ class Plane(NamedTuple):
     corners: Float[Tensor, "3 2"]
 
 
-def plane(a: Params, b: Params, c: Params, steps: int, margin: float = 0.25) -> Plane:
+def plane(a: Params, b: Params, c: Params, steps: int, margin: float = 0.35) -> Plane:
     """The plane through a, b and c: a at the origin, b on the first axis, c above it (Garipov et al. 2018, section 3).
 
     steps: grid points per axis; the grid reaches `margin` of its width beyond the three models on every side.
     """
     three = join([a, b, c])
-    flat = torch.cat([tensor.flatten(1).double() for tensor in three.values()], dim=1)
+    flat = torch.cat([tensor.flatten(1).double().cpu() for tensor in three.values()], dim=1)
     to_b, to_c = flat[1] - flat[0], flat[2] - flat[0]
     along = torch.dot(to_c, to_b) / torch.dot(to_b, to_b)  # how far along a -> b the foot of c lies
     width, height = to_b.norm(), (to_c - along * to_b).norm()

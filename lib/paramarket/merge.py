@@ -1,8 +1,8 @@
 """Ways to make one model of several.
 
-Every way has one signature, method(net, spec, models, split, generator, weights=None) -> Params, and takes models that
-lie in one order already (`align.match_many`). Add yours to METHODS, and every figure shows it. The lines and planes
-between models live in `landscape`, which this module passes on: write `merge.path`, `merge.barrier`.
+Every way has one signature, method(net, spec, models, split, generator) -> Params, with weights=None behind it where
+the models can be weighed. Models lie in one order already (`align.reorder_many`). Add yours to METHODS, and every
+figure shows it. The lines and planes between models live in `landscape`, passed on here: write `merge.path`.
 """
 
 from collections.abc import Callable, Sequence
@@ -96,15 +96,13 @@ def _channels(net: nn.Module, layer: str, said: Tensor) -> int:
     return said.ndim - 1 if isinstance(net.get_submodule(layer), nn.Linear) else 1
 
 
-def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, points: int, split: Split) -> Stack:
-    """The path from a to b with every model between the ends repaired."""
+def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, points: int, x: Tensor) -> Stack:
+    """The path from a to b with every model between the ends repaired on the examples x [n, ...]."""
     line, ends = path(a, b, points), join([a, b])
     if any(isinstance(module, _NORMS) for module in net.modules()):
-        return join([a, *(_recompute(net, take(line, k), split.x) for k in range(1, points - 1)), b])
-    goals, t = _goals(net, spec, ends, split.x), torch.linspace(0, 1, points)
-    between = [
-        _repaired(net, take(line, k), goals, torch.stack([1 - t[k], t[k]]), split.x) for k in range(1, points - 1)
-    ]
+        return join([a, *(_recompute(net, take(line, k), x) for k in range(1, points - 1)), b])
+    goals, t = _goals(net, spec, ends, x), torch.linspace(0, 1, points)
+    between = [_repaired(net, take(line, k), goals, torch.stack([1 - t[k], t[k]]), x) for k in range(1, points - 1)]
     return join([a, *between, b])
 
 
@@ -158,7 +156,7 @@ def _best(net: nn.Module, candidates: Stack, split: Split) -> Params:
 
 
 def ties(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, density: float = 0.2
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, density: float = 0.2
 ) -> Params:
     """Trim, elect a sign, merge what agrees with it (TIES, Yadav et al. 2023), relative to the first model.
 
@@ -227,7 +225,7 @@ def ensemble(
 
 
 def distil(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, steps: int = 100
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, steps: int = 100
 ) -> Params:
     """The first model trained on to say on split.x what the ensemble says (Hinton et al. 2015). Labels are not used."""
     taught = Split(split.x, ensemble(net, models, split.x))

@@ -71,7 +71,8 @@ def loss_plane(plane: Plane, losses: Float[Tensor, " models"], corners: Sequence
     shown = axis.contourf(plane.x.numpy(), plane.y.numpy(), heights, levels=levels, cmap="viridis", norm="log")
     for name, at in zip(corners, plane.corners.tolist(), strict=True):
         axis.plot(*at, "o", color="white", markeredgecolor="black", markersize=9)
-        axis.annotate(name, at, xytext=(0, 9), textcoords="offset points", ha="center", color="white", weight="bold")
+        label = f"{name}\n{np.hypot(*at):.0f} away" if any(at) else name
+        axis.annotate(label, at, xytext=(0, 9), textcoords="offset points", ha="center", color="white", weight="bold")
     bar = figure.colorbar(shown, label="loss (nats)", format="%.2f")
     bar.minorticks_off()
     axis.set(title=title, xlabel="distance between weights", ylabel="distance between weights", aspect="equal")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from paramarket.base import interval
+from paramarket.base import interval, watched
 from paramarket.charts import COLOURS, layer_bars, learning_curves, loss_path, percent, share_bars, sweeps, ways
 from paramarket.pictures import filters, image_row, loss_plane, matrices
 
@@ -34,10 +34,10 @@ def style() -> None:
 def controls(picture: Callable[..., None], **sliders: Any) -> None:
     """Sliders for a picture (see ipywidgets.interact), where somebody is there to move them.
 
-    papermill and nbconvert offer no keyboard (allow_stdin is off), and now and then hang on a live widget
-    (jupyter/nbclient issue 312): there nothing is shown, so controls may only add to what a static run shows.
+    papermill and nbconvert now and then hang on a live widget (jupyter/nbclient issue 312): there nothing is shown, so
+    controls may only add to what a static run shows.
     """
-    if getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False):
+    if watched() and get_ipython():
         interact(picture, **sliders)
 
 

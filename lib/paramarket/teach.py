@@ -150,6 +150,8 @@ def check_merge_method(answer: Callable[..., stack.Params]) -> None:
         for name, tensor in kept.items():
             if name not in found or found[name].shape != tensor.shape[1:] or not found[name].isfinite().all():
                 return f"{name!r} should be one finite tensor of shape {tuple(tensor.shape[1:])}."
+        if all(torch.equal(found[name], tensor[0]) for name, tensor in kept.items()):
+            return "it gives back the first model: the others should count, too."
         twins = stack.take(models, [0, 0])
         same = answer(net, spec, twins, split, fresh)
         bad = [name for name in same if not torch.allclose(same[name], twins[name][0], atol=1e-4)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, unknown
+from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, unknown, watched
 from paramarket.data import Split
 from paramarket.stack import Stack, check, forward, run
 
@@ -77,7 +77,7 @@ def fit(
     pace = _schedule(opt, schedule, lr, steps)
     losses, kept, batches = [], {}, _batches(splits, batch, orders, learnt)
     with lent(orders[0]):
-        for step in tqdm(range(steps), desc=f"training {copies} models", unit="step", leave=False, delay=1):
+        for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not watched()):
             _keep(kept, models, step, keep)
             losses.append(_step(net, models, *next(batches), opt))
             pace.step()
