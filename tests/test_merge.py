@@ -244,7 +244,7 @@ def test_batch_norm_is_measured_anew(split):
 def test_a_repaired_path_starts_and_ends_at_its_ends_and_is_repaired_between(name, split):
     net, spec, models = some(name)
     a, b = stack.take(models, 0), stack.take(models, 1)
-    found = merge.repaired_path(net, spec, a, b, 5, split)
+    found = merge.repaired_path(net, spec, a, b, 5, split.x)
     assert equal(stack.take(found, 0), a)
     assert equal(stack.take(found, 4), b)
     for k in range(1, 4):
