@@ -12,7 +12,7 @@ from paramarket.__main__ import HOME
 
 # A module imports only from rooms before its own.
 ROOMS = ["base", "sources", "data", "weights", "stack", "train", "symmetry", "align", "landscape", "merge"]
-ROOMS += ["charts", "pictures", "plot", "teach", "runs", "sweep", "pages", "__main__"]
+ROOMS += ["cka", "charts", "pictures", "plot", "teach", "runs", "sweep", "pages", "__main__"]
 MODULES = {path.stem: path for path in (HOME / "lib/paramarket").glob("*.py") if path.stem != "__init__"}
 
 each = pytest.mark.parametrize("name", ROOMS)

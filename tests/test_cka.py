@@ -1,0 +1,192 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramarket import cka
+from paramarket.base import DataError, ParameterError, ShapeError
+
+seeds, either = st.integers(0, 2**31), st.booleans()
+EXACT = torch.float64
+
+
+def cloud(seed, n, features, dtype=EXACT):
+    return torch.randn(n, features, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def related(seed, n=40, p=6, q=9):
+    x = cloud(seed, n, p)
+    return x, torch.cat([x, cloud(seed + 1, n, q - p)], dim=1) + cloud(seed + 2, n, q)
+
+
+def slow(x, y, debiased):
+    """CKA from its definition: Gram matrices, H, and Song et al.'s estimator written out."""
+    n, one = len(x), torch.ones(len(x), dtype=EXACT)
+    h = torch.eye(n, dtype=EXACT) - 1 / n
+
+    def hsic(k, m):
+        if not debiased:
+            return torch.trace(k @ h @ m @ h)
+        k, m = k - torch.diag(k.diag()), m - torch.diag(m.diag())
+        apart = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return torch.trace(k @ m) + apart - 2 / (n - 2) * (one @ k @ m @ one)
+
+    k, m = x @ x.T, y @ y.T
+    return (hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()).item()
+
+
+@given(seeds, either, st.sampled_from([(40, 6, 9), (8, 12, 20), (5, 3, 30)]))
+def test_it_is_what_the_definition_says_by_features_and_by_grams(seed, debiased, sizes):
+    x, y = related(seed, *sizes)
+    assert cka.linear_cka(x, y, debiased, EXACT) == pytest.approx(slow(x, y, debiased), abs=1e-10)
+
+
+@given(seeds, either)
+def test_rotation_scale_and_shift_do_not_matter_and_other_maps_do(seed, debiased):
+    x, y = related(seed)
+    q, _ = torch.linalg.qr(cloud(seed + 3, 6, 6))
+    value = cka.linear_cka(x, y, debiased, EXACT)
+    assert cka.linear_cka(x, -3 * x @ q + 7, debiased, EXACT) == pytest.approx(1)
+    assert cka.linear_cka(-3 * x @ q + 7, y, debiased, EXACT) == pytest.approx(value)
+    assert cka.linear_cka(y, x, debiased, EXACT) == pytest.approx(value)
+    stretched = x * torch.tensor([10.0, 1, 1, 1, 1, 1], dtype=EXACT)
+    assert cka.linear_cka(x, stretched, debiased, EXACT) < 0.95
+
+
+@given(seeds)
+def test_for_one_feature_each_it_is_the_squared_correlation(seed):
+    x, y = related(seed, p=1, q=1)
+    pearson = np.corrcoef(x.flatten(), y.flatten())[0, 1]
+    assert cka.linear_cka(x, y, dtype=EXACT) == pytest.approx(pearson**2)
+
+
+@given(seeds)
+def test_of_whitened_features_it_is_a_participation_ratio(seed):
+    x = cloud(seed, 50, 5)
+    white, _ = torch.linalg.qr(x - x.mean(dim=0))
+    a = cloud(seed + 1, 5, 5)
+    s = torch.linalg.svdvals(a)
+    ratio = (s**2).sum() ** 2 / (s**4).sum()
+    assert cka.linear_cka(white, white @ a, dtype=EXACT) == pytest.approx((ratio / 5).sqrt().item())
+
+
+def test_it_gives_the_values_that_others_have_published():
+    draw = np.random.RandomState(1337)
+    x = torch.tensor(draw.randn(100, 10))
+    y = torch.tensor(draw.randn(100, 10)) + x
+    assert cka.linear_cka(x, y) == pytest.approx(0.55761, abs=5e-6)
+    assert cka.linear_cka(x, y, debiased=True) == pytest.approx(0.51346, abs=5e-6)
+    assert cka.rbf_cka(x, y, sigma=0.5) == pytest.approx(0.65483, abs=5e-6)
+
+
+def test_noise_looks_alike_to_the_biased_estimate_alone():
+    x, y = cloud(0, 128, 768), cloud(1, 128, 768)
+    assert cka.linear_cka(x, y) == pytest.approx(768 / (128 + 768), abs=0.01)
+    assert abs(cka.linear_cka(x, y, debiased=True)) < 0.02
+
+
+@given(seeds, either)
+def test_rows_may_be_reordered_together_only(seed, debiased):
+    x, y = related(seed)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    value = cka.linear_cka(x, y, debiased, EXACT)
+    assert cka.linear_cka(x[order], y[order], debiased, EXACT) == pytest.approx(value)
+    assert cka.linear_cka(x, y[order.roll(1)], debiased, EXACT) < value
+
+
+@given(seeds, either)
+def test_a_matrix_holds_every_pair_and_a_batch_every_member(seed, debiased):
+    layers = {
+        name: torch.stack([cloud(seed + k, 12, p) for k in (9, 10)]) for name, p in [("1", 4), ("3", 7), ("5", 3)]
+    }
+    others = {name: torch.tanh(layers[name]) + layers["1"][..., :1] for name in ("3", "1")}
+    table = cka.cka_matrix(layers, others, debiased, EXACT)
+    assert table.shape == (2, 3, 2)
+    for k, (i, x), (j, y) in itertools.product(range(2), enumerate(layers.values()), enumerate(others.values())):
+        assert table[k, i, j].item() == pytest.approx(cka.linear_cka(x[k], y[k], debiased, EXACT), abs=1e-10)
+
+
+@given(seeds)
+def test_large_means_do_not_drown_small_differences(seed):
+    x, y = related(seed)
+    for debiased in (False, True):
+        expected = cka.linear_cka(x, y, debiased, EXACT)
+        assert cka.linear_cka(x + 1000, y - 1000, debiased) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_mean_over_all_minibatches_is_the_estimate_itself():
+    x, y = related(0, n=7)
+    stream = cka.StreamingCKA(EXACT)
+    for chosen in itertools.combinations(range(7), 4):
+        stream.update({"x": x[list(chosen)]}, {"y": y[list(chosen)]})
+    assert stream.compute().item() == pytest.approx(cka.linear_cka(x, y, True, EXACT))
+
+
+def test_a_stream_is_near_the_truth_where_the_mean_of_ratios_is_not():
+    x, y = related(0, n=4096)
+    stream, ratios = cka.StreamingCKA(), []
+    for a, b in zip(x.split(16), y.split(16), strict=True):
+        stream.update({"x": a}, {"y": b})
+        ratios.append(cka.linear_cka(a, b))
+    truth = cka.linear_cka(x, y, debiased=True)
+    assert stream.compute().item() == pytest.approx(truth, abs=0.02)
+    assert np.mean(ratios) > truth + 0.1
+
+
+def test_batches_weigh_by_their_size():
+    x, y = related(0, n=30)
+    parts = [slice(0, 4), slice(4, 30)]
+    one, other = cka.StreamingCKA(EXACT), cka.StreamingCKA(EXACT)
+    for part in parts:
+        one.update({"x": x[part]}, {"y": y[part]})
+    for part in reversed(parts):
+        other.update({"x": x[part]}, {"y": y[part]})
+    assert one.compute().item() == pytest.approx(other.compute().item())
+    with pytest.raises(DataError, match="call update first"):
+        cka.StreamingCKA().compute()
+
+
+@given(seeds, either)
+def test_a_wide_gaussian_kernel_is_linear_and_a_narrow_one_sees_only_itself(seed, debiased):
+    x, y = related(seed)
+    assert cka.rbf_cka(x, y, 1e3, debiased) == pytest.approx(cka.linear_cka(x, y, debiased, EXACT), abs=1e-4)
+    assert cka.rbf_cka(x, x, 1.0, debiased) == pytest.approx(1)
+    assert cka.rbf_cka(x, y, 0.01) == pytest.approx(1, abs=1e-6)
+
+
+def test_one_outlier_rules_the_value():
+    x = cloud(0, 1000, 10)
+    y = x.clone()
+    y[0] += 1000
+    assert cka.linear_cka(x, y) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "debiased", "error", "says"),
+    [
+        (torch.ones(9, 3), cloud(0, 9, 3), False, DataError, "'x' is constant"),
+        (cloud(0, 9, 3), torch.full((9, 3), 1e6), False, DataError, "'y' is constant"),
+        (cloud(0, 3, 3), cloud(1, 3, 3), True, DataError, "'x' has shape (3, 3): CKA needs 4"),
+        (cloud(0, 1, 3), cloud(1, 1, 3), False, DataError, "CKA needs 2"),
+        (cloud(0, 9, 3), cloud(1, 8, 3), False, ShapeError, "{'x': 9} and {'y': 8}"),
+        (cloud(0, 9, 3), cloud(1, 9, 3) / 0, False, DataError, "'y' holds values that are NaN or infinite"),
+    ],
+)
+def test_what_has_no_cka_is_refused_by_name(x, y, debiased, error, says):
+    for call in (cka.linear_cka, lambda x, y, debiased: cka.rbf_cka(x, y, debiased=debiased)):
+        with pytest.raises(error) as raised:
+            call(x, y, debiased)
+        assert says in str(raised.value) or "got 9 and 8" in str(raised.value)
+
+
+def test_layers_of_one_name_are_still_compared_by_their_examples():
+    with pytest.raises(ShapeError, match=r"\{'1': 9\} and \{'1': 8\}"):
+        cka.cka_matrix({"1": cloud(0, 9, 3)}, {"1": cloud(0, 8, 3)})
+
+
+def test_a_kernel_needs_a_width():
+    with pytest.raises(ParameterError, match="sigma = 0"):
+        cka.rbf_cka(cloud(0, 9, 3), cloud(1, 9, 3), sigma=0.0)
