@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from orders import equal, shuffle
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
@@ -68,20 +69,6 @@ def random(net, copies, *purpose):
 def setting(name, copies=2):
     net = NETS[name]()
     return net, permutation_spec(net, images(2)), random(net, copies, name)
-
-
-def shuffle(spec, params, *purpose):
-    """Any order that the spec allows: within groups, and of whole groups."""
-    found, generator = {}, stream(0, "shuffle", *purpose)
-    for label, size in align.sizes(spec, params).items():
-        rows = torch.arange(size).view(spec.groups.get(label, 1), -1)
-        rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows])
-        found[label] = rows[torch.randperm(len(rows), generator=generator)].flatten()
-    return found
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def how(matcher, net):

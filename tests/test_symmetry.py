@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from orders import equal, shuffle
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -94,20 +95,6 @@ def random(net, *purpose):
     """Weights by PyTorch's rule; biases, norms and running statistics anything positive."""
     params, generator = stack.take(stack.init(net, 1, seed=0), 0), stream(0, *purpose)
     return {n: p if p.ndim > 1 else torch.rand(p.shape, generator=generator) + 0.5 for n, p in params.items()}
-
-
-def shuffle(spec, params, *purpose):
-    """Any permutation that the spec allows: within groups, and of whole groups."""
-    found, generator = {}, stream(0, "shuffle", *purpose)
-    for label, size in sizes(spec, params).items():
-        rows = torch.arange(size).view(spec.groups.get(label, 1), -1)
-        rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows])
-        found[label] = rows[torch.randperm(len(rows), generator=generator)].flatten()
-    return found
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def says(net, params, x):

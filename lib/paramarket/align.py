@@ -29,7 +29,7 @@ from paramarket.weights import Params
 
 __all__ = ["PermutationSpec", "Permutations", "activation_matching", "activation_products", "compose", "identity"]
 __all__ += ["inner_product", "inverse", "match_many", "permutation_spec", "permute", "reorder", "reorder_many"]
-__all__ += ["sizes", "weight_matching", "weight_products"]
+__all__ += ["sizes", "unit_axis", "weight_matching", "weight_products"]
 
 _STATISTICS = ("running_mean", "running_var")  # they move with their units but say nothing about what these compute
 
@@ -172,10 +172,14 @@ def activation_products(
     for params, read in ((target, one), (source, other)):
         probe(net, params, x, readers, lambda path, given, _, read=read: read.update({path: given}))
     for path, label in readers.items():
-        axis = one[path].ndim - 1 if isinstance(net.get_submodule(path), nn.Linear) else 1
-        a, b = (_rows(z[path], axis, length[label]) for z in (one, other))
+        a, b = (_rows(z[path], unit_axis(net, path, z[path]), length[label]) for z in (one, other))
         total[label] = total.get(label, 0.0) + a @ b.mT / a.shape[1]
     return total
+
+
+def unit_axis(net: nn.Module, layer: str, z: Tensor) -> int:
+    """The axis of z [n, ...], read or said by a layer, that holds its units: the last if linear, else the second."""
+    return z.ndim - 1 if isinstance(net.get_submodule(layer), nn.Linear) else 1
 
 
 def match_many(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
+from torch.nn.functional import batch_norm
 
-from paramarket.align import PermutationSpec
+from paramarket.align import PermutationSpec, unit_axis
 from paramarket.base import ShapeError, WeightsError
 from paramarket.data import Split
 from paramarket.landscape import barrier, layer_path, layer_rise, path, plane, walk
@@ -83,17 +83,12 @@ def _repaired(net: nn.Module, merged: Params, goals: dict, shares: Tensor, x: Te
         if bias is not None:
             merged[f"{layer}.bias"] = (bias - mean) * ratio + goal_mean
         at = [1] * said.ndim
-        at[_channels(net, layer, said)] = -1
+        at[unit_axis(net, layer, said)] = -1
         shift = -mean * ratio + goal_mean if bias is not None else torch.zeros_like(mean)
         return said * ratio.view(at) + shift.view(at)
 
     probe(net, merged, x, goals, look)
     return merged
-
-
-def _channels(net: nn.Module, layer: str, said: Tensor) -> int:
-    """The axis of a layer's units: the last for a linear layer, the second for a convolution."""
-    return said.ndim - 1 if isinstance(net.get_submodule(layer), nn.Linear) else 1
 
 
 def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, points: int, x: Tensor) -> Stack:
@@ -108,30 +103,27 @@ def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, p
 
 def _moments(out: Tensor, net: nn.Module, path: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every unit, over examples and places, in float64."""
-    axis = _channels(net, path, out)
-    rest = [k for k in range(out.ndim) if k != axis]
-    std, mean = torch.std_mean(out.double(), dim=rest)
+    std, mean = torch.std_mean(out.double(), dim=_others(out, unit_axis(net, path, out)))
     return mean.to(out), std.to(out)
 
 
-@torch.no_grad()
 def _recompute(net: nn.Module, params: Params, x: Tensor) -> Params:
     """BatchNorm's running statistics, measured on x in one pass; each norm sees what those before it have put right."""
-    own = {name: tensor.clone() for name, tensor in params.items()}
-    norms = {module: module.momentum for module in net.modules() if isinstance(module, _NORMS)}
-    modes = {module: module.training for module in net.modules()}
-    counters = {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
-    try:
-        net.eval()
-        for module in norms:
-            module.training, module.momentum = True, 1.0
-        functional_call(net, {**own, **counters}, (x.to(next(iter(own.values()))),))
-    finally:
-        for module, momentum in norms.items():
-            module.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    own = dict(params)
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, _NORMS)}
+
+    def look(name: str, read: Tensor, said: Tensor) -> Tensor:
+        found = dict(zip(("running_var", "running_mean"), torch.var_mean(read, dim=_others(read, 1)), strict=True))
+        own.update({f"{name}.{part}": value for part, value in found.items() if f"{name}.{part}" in own})
+        weight, bias = own.get(f"{name}.weight"), own.get(f"{name}.bias")
+        return batch_norm(read, None, None, weight, bias, training=True, eps=norms[name].eps)
+
+    probe(net, own, x, norms, look)
     return own
+
+
+def _others(z: Tensor, axis: int) -> list[int]:
+    return [k for k in range(z.ndim) if k != axis]
 
 
 def task_arithmetic(
