@@ -63,3 +63,19 @@ def test_ways_show_every_cost_and_cut_off_what_lies_far_below(drawn):
     assert any("20 ms" in text for text in texts)
     assert any("3    1.50" in text for text in texts)
     assert axis.get_xlim()[0] > 0.7
+
+
+def test_curves_share_ticks_and_one_legend(drawn):
+    lines = {"A": torch.rand(5, 3), "B": torch.rand(5, 3)}
+    charts.curves({"20°": ([0, 10, 20], lines), "30°": ([0, 10, 20], lines)}, ("steps", "loss"), "title")
+    axes = drawn()
+    assert [axis.get_title(loc="left") for axis in axes] == ["20°", "30°"]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0", "10", "20"]
+    assert [text.get_text() for text in axes[0].figure.legends[0].texts] == ["A", "B"]
+
+
+def test_a_turning_point_is_marked_in_both_rows(drawn):
+    losses, alike = {"20°": {"merged": torch.rand(5, 3) + 0.1}}, {"20°": {"block 4": torch.rand(5, 3)}}
+    charts.turning([0, 10, 20], losses, alike, {"20°": 10}, "title")
+    for axis in drawn():
+        assert [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == ":"] == [1.0]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from paramarket import align, merge, stack, teach, train
+from paramarket import align, cka, merge, stack, teach, train
 from paramarket.base import DataError
 
 
@@ -63,6 +63,16 @@ def shrunk(net, spec, models, split, generator):
     return {name: tensor[0] / 2 for name, tensor in models.items()}
 
 
+def uncentred(x, y):
+    return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+def outlier(x, far=1000.0):
+    moved = x.clone()
+    moved[0] += far
+    return moved
+
+
 def stub(*_):
     raise NotImplementedError
 
@@ -95,6 +105,15 @@ def stub(*_):
         (teach.check_merge_method, in_place, "it changes the models it is given"),
         (teach.check_merge_method, shrunk, "two equal models should merge into that model"),
         (teach.check_merge_method, lambda net, spec, models, *_: models, "should be one finite tensor of shape"),
+        (teach.check_cka, cka.linear_cka, "✓ my_cka holds"),
+        (teach.check_cka, uncentred, "Did you centre every feature?"),
+        (teach.check_cka, lambda x, y: 1.0, "for a random pair it says 1.000"),
+        (teach.check_cka, lambda x, y: 0.5, "should be like itself: 1, not 0.500."),
+        (teach.check_fool, outlier, "✓ fool holds"),
+        (teach.check_fool, lambda x: x.clone(), "0 examples differ, expected one"),
+        (teach.check_fool, lambda x: outlier(x, 0.5), "move the one example further away"),
+        (teach.check_fool, lambda x: outlier(x, torch.inf), "expected finite numbers of shape (1000, 10)"),
+        (teach.check_fool, torch.Tensor.neg_, "it changes x itself"),
     ],
 )
 def test_checks_tell_right_from_wrong(capsys, check, answer, says):

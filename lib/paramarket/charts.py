@@ -46,6 +46,61 @@ def learning_curves(steps: Sequence[int], curves: Mapping[str, Float[Tensor, "se
     plt.show()
 
 
+def curves(
+    panels: Mapping[str, tuple[Sequence[object], Mapping[str, Numbers]]], axes_of: tuple[str, str], title: str
+) -> None:
+    """Panels side by side: {panel: (what stands at each tick, {name: numbers})}, bands the intervals over seeds."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.9), sharey=True, squeeze=False, layout="constrained")
+    for axis, (panel, (ticks, lines)) in zip(axes[0], panels.items(), strict=True):
+        _lines(axis, ticks, lines)
+        axis.set(xlabel=axes_of[0], title=panel)
+    axes[0, 0].set_ylabel(axes_of[1])
+    _finish(figure, axes, title)
+
+
+def turning(
+    steps: Sequence[int],
+    losses: Mapping[str, Mapping[str, Numbers]],
+    similarity: Mapping[str, Mapping[str, Numbers]],
+    critical: Mapping[str, int],
+    title: str,
+) -> None:
+    """Losses above, CKA beneath, over the same steps; one column a panel, its critical step marked by a line.
+
+    losses, similarity: {panel: {name: [seeds, steps]}} · critical: {panel: step}; at 0 the line stands at the start
+    """
+    figure, axes = plt.subplots(
+        2, len(losses), figsize=(9.6, 5.6), sharex=True, sharey="row", squeeze=False, layout="constrained"
+    )
+    for column, panel in enumerate(losses):
+        _lines(axes[0, column], steps, losses[panel])
+        _lines(axes[1, column], steps, similarity[panel], first=len(losses[panel]))
+        for axis in axes[:, column]:
+            axis.axvline(list(steps).index(critical[panel]), color="black", linestyle=":", linewidth=1.5)
+        axes[0, column].set(title=panel)
+        axes[1, column].set(xlabel="steps of specialising", ylim=(None, 1.02))
+    axes[0, 0].set(ylabel="loss (nats)", yscale="log")
+    axes[0, 0].yaxis.set_major_formatter(plt.FormatStrFormatter("%.1f"))
+    axes[0, 0].yaxis.set_minor_formatter(plt.FormatStrFormatter("%.1f"))
+    axes[1, 0].set(ylabel="CKA, debiased")
+    _finish(figure, axes, title)
+
+
+def _lines(axis: Axes, ticks: Sequence[object], lines: Mapping[str, Numbers], first: int = 0) -> None:
+    """One line a name over equally spaced ticks, which is how doubling steps are to be read."""
+    for k, (name, numbers) in enumerate(lines.items()):
+        _band(axis, range(len(ticks)), numbers, first + k, name)
+    axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+
+
+def _finish(figure: plt.Figure, axes: np.ndarray, title: str) -> None:
+    """One legend for all panels, beneath them, and the title."""
+    found = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found, loc="outside lower center", ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")
+    plt.show()
+
+
 def loss_path(t: Sequence[float], scores: Mapping[str, Score], title: str) -> None:
     """Loss and accuracy along the straight line from A (t = 0) to B (t = 1), one line a name (see `merge.walk`)."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
@@ -57,9 +112,7 @@ def loss_path(t: Sequence[float], scores: Mapping[str, Score], title: str) -> No
     axes[0].set(ylabel="loss (nats)", ylim=(0, None))
     axes[1].set(ylabel="accuracy")
     percent(axes[1])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")
-    plt.show()
+    _finish(figure, axes, title)
 
 
 def sweeps(
@@ -75,9 +128,7 @@ def sweeps(
         axis.set(xlabel=what.replace("_", " "))
         axis.axhline(0, color="black", linewidth=1)
     axes[0, 0].set_ylabel(quantity)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")
-    plt.show()
+    _finish(figure, axes, title)
 
 
 def ways(rows: Mapping[str, tuple[Float[Tensor, " seeds"], int, float]], megabytes: float, title: str) -> None:

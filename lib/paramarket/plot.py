@@ -1,4 +1,4 @@
-"""One style, one function per picture: `charts` and `pictures` under one name, and what the running case needs."""
+"""One style, one function per picture: `charts`, `pictures`, `scatters` under one name, and what the case needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,24 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from paramarket.base import interval, watched
-from paramarket.charts import COLOURS, layer_bars, learning_curves, loss_path, percent, share_bars, sweeps, ways
+from paramarket.charts import (
+    COLOURS,
+    curves,
+    layer_bars,
+    learning_curves,
+    loss_path,
+    percent,
+    share_bars,
+    sweeps,
+    turning,
+    ways,
+)
 from paramarket.pictures import filters, image_row, loss_plane, matrices
+from paramarket.scatters import Spot, cka_heatmap, frontier, trails
 
-__all__ = ["class_accuracy", "controls", "filters", "image_row", "layer_bars", "learning_curves", "loss_path"]
-__all__ += ["loss_plane", "matrices", "money_bars", "share_bars", "style", "sweeps", "ways"]
+__all__ = ["Spot", "cka_heatmap", "class_accuracy", "controls", "curves", "filters", "frontier", "image_row"]
+__all__ += ["layer_bars", "learning_curves", "loss_path", "loss_plane", "matrices", "money_bars", "share_bars"]
+__all__ += ["style", "sweeps", "trails", "turning", "ways"]
 
 
 def style() -> None:

@@ -6,7 +6,6 @@ Two verbs live here: `forward` runs all K models at once, `mix` makes new models
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,23 +14,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from paramarket.base import ShapeError, lent, stream, unknown
+from paramarket.nets import is_dense, layers, mlp, residual_mlp
 from paramarket.weights import Params, card, content_hash, load, save
 
 __all__ = ["Params", "Stack", "card", "check", "compare", "content_hash", "features", "forward", "init", "join"]
-__all__ += ["load", "mix", "mlp", "probe", "run", "save", "take"]
+__all__ += ["load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
-
-_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
-
-
-def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU between its layers. Only its structure is used, never its own tensors."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise([inputs, *hidden, classes]):
-        layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "cpu") -> Stack:
@@ -117,8 +107,8 @@ def run(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool
 
     In training mode batch statistics are used, and the running ones in the stack are updated.
     """
-    if _is_dense(net):
-        *_, (_, out) = _layers(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
+    if is_dense(net):
+        *_, (_, out) = layers(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
         return out
     counters = _counters(net)
 
@@ -164,19 +154,11 @@ def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], loo
 
 def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
     """What every layer of an MLP says: {layer name: [K, n, units]}, in order, the last being the logits."""
-    if not _is_dense(net):
-        raise ShapeError(f"features needs a Sequential of Flatten, Linear and activations, got {type(net).__name__}.")
-    return dict(_layers(net, stack, *_placed(net, stack, x)))
-
-
-def _is_dense(net: nn.Module) -> bool:
-    """Exactly what `_layers` computes, and no subclass that may do something else."""
-    return type(net) is nn.Sequential and all(
-        type(m) is nn.Linear
-        or (type(m) is nn.Flatten and (m.start_dim, m.end_dim) == (1, -1))
-        or (type(m) in _ELEMENTWISE and not getattr(m, "inplace", False))
-        for m in net
-    )
+    if not is_dense(net):
+        raise ShapeError(
+            f"features needs a Sequential of Flatten, Linear, Residual and activations, got {type(net).__name__}."
+        )
+    return dict(layers(net, stack, *_placed(net, stack, x)))
 
 
 def check(net: nn.Module, stack: Stack) -> int:
@@ -199,52 +181,3 @@ def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
     if not shared and len(x) not in copies:
         raise ShapeError(f"x has shape {shape}: one batch per model needs a first axis of {copies.pop()} models.")
     return x.to(next(iter(stack.values()))), shared
-
-
-def _layers(
-    net: nn.Sequential, stack: Stack, x: Tensor, shared: bool, overwrite: bool = False
-) -> Iterator[tuple[str, Tensor]]:
-    """Layer by layer with one batched product each; with `overwrite` a ReLU writes over what a linear layer said."""
-    said = False  # fresh memory would cost more than the ReLU itself
-    for name, layer in net._modules.items():  # named_children would leave out a module that is used twice
-        if isinstance(layer, nn.Flatten):
-            x = x.flatten(1 if shared else 2)
-            continue
-        if isinstance(layer, nn.Linear):
-            x = _linear(stack, name, layer, x)
-        else:
-            x = x.relu_() if said and type(layer) is nn.ReLU else layer(x)
-        said = overwrite and isinstance(layer, nn.Linear)
-        yield name, x
-
-
-def _linear(stack: Stack, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
-    weight = stack[f"{name}.weight"]
-    if x.shape[-1] != layer.in_features:
-        raise ShapeError(f"x brings {x.shape[-1]} values per example to layer {name!r}, expected {layer.in_features}.")
-    x = x.expand(len(weight), *x.shape) if x.ndim == 2 else x
-    bias = weight.new_zeros(1, 1) if layer.bias is None else stack[f"{name}.bias"]
-    return _Linear.apply(x, weight, bias)
-
-
-class _Linear(torch.autograd.Function):
-    """K linear layers at once: x [K, n, in], weight [K, out, in], bias [K, out] -> [K, n, out].
-
-    Autograd would form the transposed gradient of the weights and copy it; written out, no tensor is ever transposed in
-    memory, which for narrow layers is most of the time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(grad, weight) if needs_x else None,
-            torch.bmm(grad.mT, x) if needs_weight else None,
-            grad.sum(dim=1) if needs_bias else None,
-        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from paramarket import align, merge, stack, train
+from paramarket import align, cka, merge, stack, train
 from paramarket.base import DataError, atomic
 from paramarket.data import Split
 
@@ -158,6 +158,44 @@ def check_merge_method(answer: Callable[..., stack.Params]) -> None:
         return f"two equal models should merge into that model, but {bad[0]!r} differs." if bad else ""
 
     _check("merge_method", test)
+
+
+def check_cka(answer: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+    """Notebook 03: linear CKA, biased, of two tensors [n, p] and [n, q]."""
+
+    def test() -> str:
+        fresh = _fresh()
+        x, noise = torch.randn(200, 6, generator=fresh) + 3, torch.randn(200, 9, generator=fresh)
+        turn = torch.linalg.qr(torch.randn(6, 6, generator=fresh))[0]
+        moved = float(answer(x.clone(), 2 * x @ turn - 5))
+        if abs(moved - 1) > 1e-3:
+            hint = " Did you centre every feature?" if abs(float(answer(x, 2 * x @ turn)) - 1) < 1e-3 else ""
+            return f"turned, doubled and shifted, x should be like itself: 1, not {moved:.3f}.{hint}"
+        y = torch.cat([x, noise[:, :3]], dim=1) @ torch.randn(9, 9, generator=fresh) + noise
+        found, expected = float(answer(x, y)), cka.linear_cka(x, y)
+        return (
+            f"for a random pair it says {found:.3f}, expected {expected:.3f}." if abs(found - expected) > 1e-3 else ""
+        )
+
+    _check("my_cka", test)
+
+
+def check_fool(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Notebook 03: a copy of x [n, p] that differs in one example and whose CKA with x is below .1."""
+
+    def test() -> str:
+        x = torch.randn(1000, 10, generator=_fresh())
+        kept, found = x.clone(), answer(x)
+        if not torch.equal(x, kept):
+            return "it changes x itself: make a copy with x.clone()."
+        if found.shape != x.shape or not found.isfinite().all():
+            return f"expected finite numbers of shape {tuple(x.shape)}, got shape {tuple(found.shape)}."
+        changed, value = int((found != x).any(dim=1).sum()), cka.linear_cka(x, found)
+        if changed != 1:
+            return f"{changed} examples differ, expected one."
+        return f"the CKA is still {value:.3f}: move the one example further away." if value >= 0.1 else ""
+
+    _check("fool", test)
 
 
 def _labelled(x: torch.Tensor) -> Split:

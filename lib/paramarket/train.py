@@ -1,7 +1,7 @@
 """Fitting and scoring a whole stack: K models, each with its own data, order and generator, in one batched step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, unknown, watched
+from paramarket.base import DataError, ParameterError, ShapeError, TrainingError, lent, stream, watched
 from paramarket.data import Split
+from paramarket.optim import go_back, optimizer_of, schedule_of, state_of, toward
 from paramarket.stack import Stack, check, forward, run
-
-_SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 class Fit(NamedTuple):
@@ -55,6 +54,7 @@ def fit(
     seed: int | Sequence[int] = 0,
     keep: Sequence[int] = (),
     state: dict[str, Tensor] | None = None,
+    pull: Mapping[str, Tensor] | None = None,
 ) -> Fit:
     """Train all K models at once, on one split or on one each; give `epochs` or `steps`.
 
@@ -63,6 +63,8 @@ def fit(
     optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "constant"
     keep: steps at which to keep a copy, 0 being the start
     state: another fit's `state`: the optimiser goes on from it; order and schedule begin anew, so give another seed
+    pull: {parameter: shares, [K, ...] or 1 on an axis}: after every step each weight goes that share of its way back to
+    where it started: 0 is free, 1 frozen, a little is an L2 penalty on the distance to the start (L2-SP)
     Raises TrainingError naming model and step if a loss is not finite.
     """
     copies = check(net, stack)
@@ -73,19 +75,21 @@ def fit(
     _try(net, stack, splits)
     models = {name: tensor.detach().clone() for name, tensor in stack.items()}
     learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
-    opt = _optimizer(learnt, optimizer, lr, weight_decay, state)
-    pace = _schedule(opt, schedule, lr, steps)
+    back = toward(stack, pull or {})
+    opt = optimizer_of(learnt, optimizer, lr, weight_decay, state)
+    pace = schedule_of(opt, schedule, lr, steps)
     losses, kept, batches = [], {}, _batches(splits, batch, orders, learnt)
     with lent(orders[0]):
         for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not watched()):
             _keep(kept, models, step, keep)
             losses.append(_step(net, models, *next(batches), opt))
+            go_back(learnt, stack, back)
             pace.step()
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
                 _check(losses, models, steps)
     _keep(kept, models, steps, keep)
     done = {name: tensor.detach() for name, tensor in models.items()}
-    return Fit(done, _history(losses, per_epoch), _state(opt, learnt, copies), kept)
+    return Fit(done, _history(losses, per_epoch), state_of(opt, learnt, copies), kept)
 
 
 def _positive(**settings: float | None) -> None:
@@ -163,45 +167,6 @@ def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.
     losses.sum().backward()  # not autograd.grad: the fused optimisers need gradients laid out as their parameters are
     opt.step()
     return losses.detach()
-
-
-def _optimizer(learnt: Stack, name: str, lr: float, weight_decay: float, state: Stack | None) -> torch.optim.Optimizer:
-    """Element-wise optimisers only: on a stack they are K independent ones."""
-    kinds = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
-    if name not in kinds:
-        raise ParameterError(unknown("optimizer", name, kinds))
-    kind, extra = kinds[name]
-    opt = kind(learnt.values(), lr=lr, weight_decay=weight_decay, fused=True, **extra)
-    if state is not None:
-        _resume(opt, learnt, state, _SLOTS[name])
-    return opt
-
-
-def _resume(opt: torch.optim.Optimizer, learnt: Stack, state: Stack, slots: Sequence[str]) -> None:
-    """Put another fit's state into a fresh optimiser; the fused kernels would take any shape, so look first."""
-    copies = len(next(iter(learnt.values())))
-    for parameter, tensor in learnt.items():
-        for slot in slots:
-            key, shape = f"{slot}/{parameter}", (copies,) if slot == "step" else tuple(tensor.shape)
-            found = tuple(state[key].shape) if key in state else "nothing"
-            if found != shape:
-                raise ShapeError(
-                    f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {shape}."
-                )
-            opt.state[tensor][slot] = (state[key][0] if slot == "step" else state[key]).clone().to(tensor.device)
-
-
-def _state(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
-    slots = {f"{slot}/{name}": tensor for name, p in learnt.items() for slot, tensor in opt.state[p].items()}
-    return {key: tensor.expand(copies) if tensor.ndim == 0 else tensor for key, tensor in slots.items()}
-
-
-def _schedule(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if name == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
-    if name == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(opt, factor=1, total_iters=0)
-    raise ParameterError(unknown("schedule", name, ["one-cycle", "constant"]))
 
 
 def _keep(kept: dict[int, Stack], models: Stack, step: int, keep: Sequence[int]) -> None:

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from paramarket import scatters
+from paramarket.base import interval
+
+
+def test_a_heatmap_writes_every_number_on_one_scale(drawn):
+    scatters.cka_heatmap({"a": torch.eye(3), "b": torch.rand(3, 3)}, ["1", "2", "3"], ("A", "B"), "title")
+    tables = [axis for axis in drawn() if axis.images]
+    assert [image.get_clim() for axis in tables for image in axis.images] == [(0, 1), (0, 1)]
+    assert [text.get_text() for text in tables[0].texts] == ["1.00", *["0.00"] * 3, "1.00", *["0.00"] * 3, "1.00"]
+
+
+def test_a_trail_shows_every_seed_and_goes_along_the_means(drawn):
+    x, y = torch.rand(5, 4), torch.rand(5, 4)
+    scatters.trails({"20°": (x, y)}, ("CKA", "loss"), "title")
+    (axis,) = drawn()
+    dots, line = axis.lines
+    assert len(dots.get_xdata()) == 20
+    assert torch.allclose(torch.tensor(line.get_ydata()), y.mean(dim=0).double(), atol=1e-6)
+    assert [text.get_text() for text in axis.get_legend().texts] == ["20°"]
+
+
+def test_a_frontier_places_each_setting_at_its_mean_with_its_interval(drawn):
+    spots = [scatters.Spot(label, *torch.rand(3, 5)) for label in "abcd"]
+    scatters.frontier(spots[:2], {"knob": spots[2:]}, ("own", "merged", "CKA"), "title")
+    axis = drawn()[0]
+    assert [text.get_text() for text in axis.texts] == list("abcd")
+    assert [text.xy[0] for text in axis.texts] == pytest.approx([interval(spot.x).mean for spot in spots])
