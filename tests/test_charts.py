@@ -67,7 +67,7 @@ def test_ways_show_every_cost_and_cut_off_what_lies_far_below(drawn):
 
 def test_curves_share_ticks_and_one_legend(drawn):
     lines = {"A": torch.rand(5, 3), "B": torch.rand(5, 3)}
-    charts.curves({"20°": ([0, 10, 20], lines), "30°": ([0, 10, 20], lines)}, ("steps", "loss"), "title")
+    charts.curves([0, 10, 20], {"20°": lines, "30°": lines}, ("steps", "loss"), "title")
     axes = drawn()
     assert [axis.get_title(loc="left") for axis in axes] == ["20°", "30°"]
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0", "10", "20"]

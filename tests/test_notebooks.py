@@ -24,6 +24,11 @@ KEYS = {
         "midpoint_accuracy",
         "end_accuracy",
     ],
+    "03_compare_specialists": [
+        *(f"{what}_{angle}" for what in ("critical_step", "cka_at_critical", "cka_at_end") for angle in (10, 20, 30)),
+        *(f"merged_loss_at_{when}_{angle}" for when in ("start", "critical", "end") for angle in (10, 20, 30)),
+        "cka_loss_rank_correlation",
+    ],
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

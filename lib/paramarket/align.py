@@ -28,7 +28,8 @@ from paramarket.symmetry import (
 from paramarket.weights import Params
 
 __all__ = ["PermutationSpec", "Permutations", "activation_matching", "activation_products", "compose", "identity"]
-__all__ += ["inner_product", "inverse", "match_many", "permutation_spec", "permute", "reorder", "reorder_many"]
+__all__ += ["inner_product", "inverse", "match_many", "permutation_spec", "permute", "reorder", "reorder_each"]
+__all__ += ["reorder_many"]
 __all__ += ["sizes", "unit_axis", "weight_matching", "weight_products"]
 
 _STATISTICS = ("running_mean", "running_var")  # they move with their units but say nothing about what these compute
@@ -223,6 +224,12 @@ def reorder_many(
     """All models in one order, the first one's (see `match_many`)."""
     found = match_many(spec, models, matcher, **settings)
     return join([permute(spec, p, take(models, k)) for k, p in enumerate(found)])
+
+
+def reorder_each(spec: PermutationSpec, a: Stack, b: Stack, **settings: Any) -> Stack:
+    """Every model of b in the order of its partner in a (see `reorder`)."""
+    number = len(next(iter(a.values())))
+    return join([reorder(spec, take(a, k), take(b, k), **settings) for k in range(number)])
 
 
 def _comparable(target: Params, source: Params) -> None:

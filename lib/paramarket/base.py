@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from IPython import get_ipython
+from jaxtyping import Float
 from scipy.special import stdtrit
 
 
@@ -132,6 +133,13 @@ def _bootstrap(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | floa
     means = np.tensordot(counts / len(array), array, axes=1)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return low, high
+
+
+def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "seeds n"]) -> torch.Tensor:
+    """Spearman's rank correlation of x and y, one for each seed: [seeds], float64. Ties share their mean rank."""
+    from scipy.stats import spearmanr  # not above: scipy.stats takes longer to import than all the rest
+
+    return torch.tensor([spearmanr(*both).statistic for both in zip(x, y, strict=True)], dtype=torch.float64)
 
 
 @contextmanager

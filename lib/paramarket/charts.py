@@ -18,6 +18,7 @@ from paramarket.train import Score
 
 COLOURS = sns.color_palette("colorblind")
 Numbers = Float[Tensor, "seeds settings"]
+Panels = Mapping[str, Mapping[str, Numbers]]  # {panel: {line: numbers}}
 
 
 def percent(axis: Axes, side: str = "y") -> None:
@@ -46,13 +47,17 @@ def learning_curves(steps: Sequence[int], curves: Mapping[str, Float[Tensor, "se
     plt.show()
 
 
-def curves(
-    panels: Mapping[str, tuple[Sequence[object], Mapping[str, Numbers]]], axes_of: tuple[str, str], title: str
-) -> None:
-    """Panels side by side: {panel: (what stands at each tick, {name: numbers})}, bands the intervals over seeds."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.9), sharey=True, squeeze=False, layout="constrained")
-    for axis, (panel, (ticks, lines)) in zip(axes[0], panels.items(), strict=True):
-        _lines(axis, ticks, lines)
+def panels(names: Sequence[str], values: Mapping[str, Float[Tensor, "panels seeds ticks"]]) -> Panels:
+    """{panel: {line: [seeds, ticks]}} from {line: [panels, seeds, ticks]}."""
+    return {name: {line: each[k] for line, each in values.items()} for k, name in enumerate(names)}
+
+
+def curves(ticks: Sequence[object], lines: Panels, axes_of: tuple[str, str], title: str) -> None:
+    """Panels side by side over the same ticks, one line a name, bands the intervals over seeds."""
+    figure, axes = plt.subplots(1, len(lines), figsize=(9.6, 3.9), sharey=True, squeeze=False, layout="constrained")
+    colours = list(dict.fromkeys(name for each in lines.values() for name in each))
+    for axis, (panel, each) in zip(axes[0], lines.items(), strict=True):
+        _lines(axis, ticks, each, colours)
         axis.set(xlabel=axes_of[0], title=panel)
     axes[0, 0].set_ylabel(axes_of[1])
     _finish(figure, axes, title)
@@ -60,8 +65,8 @@ def curves(
 
 def turning(
     steps: Sequence[int],
-    losses: Mapping[str, Mapping[str, Numbers]],
-    similarity: Mapping[str, Mapping[str, Numbers]],
+    losses: Panels,
+    similarity: Panels,
     critical: Mapping[str, int],
     title: str,
 ) -> None:
@@ -69,27 +74,31 @@ def turning(
 
     losses, similarity: {panel: {name: [seeds, steps]}} · critical: {panel: step}; at 0 the line stands at the start
     """
-    figure, axes = plt.subplots(
-        2, len(losses), figsize=(9.6, 5.6), sharex=True, sharey="row", squeeze=False, layout="constrained"
-    )
+    size = {"figsize": (9.6, 6.4), "height_ratios": [3, 2], "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(losses), sharex=True, sharey="row", squeeze=False, **size)
     for column, panel in enumerate(losses):
-        _lines(axes[0, column], steps, losses[panel])
-        _lines(axes[1, column], steps, similarity[panel], first=len(losses[panel]))
+        colours = [*losses[panel], *similarity[panel]]
+        _lines(axes[0, column], steps, losses[panel], colours)
+        _lines(axes[1, column], steps, similarity[panel], colours)
         for axis in axes[:, column]:
             axis.axvline(list(steps).index(critical[panel]), color="black", linestyle=":", linewidth=1.5)
         axes[0, column].set(title=panel)
-        axes[1, column].set(xlabel="steps of specialising", ylim=(None, 1.02))
+        axes[1, column].set(xlabel="steps of specialising")
     axes[0, 0].set(ylabel="loss (nats)", yscale="log")
-    axes[0, 0].yaxis.set_major_formatter(plt.FormatStrFormatter("%.1f"))
-    axes[0, 0].yaxis.set_minor_formatter(plt.FormatStrFormatter("%.1f"))
-    axes[1, 0].set(ylabel="CKA, debiased")
+    axes[0, 0].set_yticks([0.1, 0.2, 0.3, 0.5, 1, 2], ["0.1", "0.2", "0.3", "0.5", "1", "2"])
+    axes[0, 0].set_ylim(min(lines.min() for each in losses.values() for lines in each.values()) * 0.9)
+    axes[0, 0].minorticks_off()
+    axes[1, 0].set(ylabel="CKA, debiased", ylim=(None, 1.02))
     _finish(figure, axes, title)
 
 
-def _lines(axis: Axes, ticks: Sequence[object], lines: Mapping[str, Numbers], first: int = 0) -> None:
-    """One line a name over equally spaced ticks, which is how doubling steps are to be read."""
-    for k, (name, numbers) in enumerate(lines.items()):
-        _band(axis, range(len(ticks)), numbers, first + k, name)
+def _lines(axis: Axes, ticks: Sequence[object], lines: Mapping[str, Numbers], colours: Sequence[str]) -> None:
+    """One line a name over equally spaced ticks, which is how doubling steps are to be read.
+
+    colours: all names of the figure, so that each has its own colour in every panel
+    """
+    for name, numbers in lines.items():
+        _band(axis, range(len(ticks)), numbers, colours.index(name), name)
     axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
 
 

@@ -84,8 +84,7 @@ def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> tuple[T
     if len({*xn.values(), *yn.values()}) != 1:
         raise ShapeError(f"CKA compares what is said of the same examples, got different numbers: {xn} and {yn}.")
     n = next(iter(xn.values()))
-    cross = _all_products(list(x.values()), list(y.values()))
-    own_x, own_y = (torch.stack([_product(part, part) for part in side.values()], dim=-1) for side in (x, y))
+    cross, own_x, own_y = _products(list(x.values()), list(y.values()))
     if not debiased:
         return cross, own_x, own_y
     k, m = (torch.stack([_lengths(part) for part in side.values()], dim=-2) for side in (x, y))  # [*batch, xs, n]
@@ -100,16 +99,14 @@ def _unbiased(product: Tensor, aligned: Tensor, apart: Tensor, n: int) -> Tensor
 
 
 def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashable, Tensor]:
-    """Centred in float64: what large means leave of small differences in float32 is nothing."""
+    """Every layer centred and looked at: DataError, naming it, for what has no CKA."""
     least, done = 4 if debiased else 2, {}
     for name, layer in layers.items():
         if layer.ndim < 2 or layer.shape[-2] < least:
             raise DataError(
                 f"{name!r} has shape {tuple(layer.shape)}: CKA needs {least} examples or more, [n, features]."
             )
-        mean = layer.mean(dim=-2, keepdim=True, dtype=torch.float64)
-        parts = [(part - mean).to(dtype) for part in layer.split(1024, dim=-2)]  # in float64, without a copy of it all
-        done[name] = torch.cat(parts, dim=-2)
+        done[name] = _centred(layer, dtype)
         spread, size = (torch.linalg.vector_norm(part, dim=(-2, -1)) for part in (done[name], layer))
         if not (spread + size).isfinite().all():
             raise DataError(f"{name!r} holds values that are NaN or infinite.")
@@ -118,29 +115,80 @@ def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashab
     return done
 
 
+def _centred(layer: Tensor, dtype: torch.dtype) -> Tensor:
+    """As exact as in float64: what one pass in float32 leaves of a large mean would drown small differences.
+
+    In float32 a second pass takes away what the first has left, which no longer has a large mean; each difference is
+    then rounded once, as it would be on its way from float64 to float32, at a fifth of the time.
+    """
+    if layer.dtype == dtype == torch.float32:
+        once = layer - layer.mean(dim=-2, keepdim=True)
+        return once.sub_(once.mean(dim=-2, keepdim=True))
+    mean = layer.mean(dim=-2, keepdim=True, dtype=torch.float64)
+    return torch.cat([(part - mean).to(dtype) for part in layer.split(1024, dim=-2)], dim=-2)
+
+
 def _lengths(x: Tensor) -> Tensor:
     """The squared length of every example's representation, float64."""
     return torch.linalg.vector_norm(x, dim=-1).double() ** 2
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """|XᵀY|² = <XXᵀ, YYᵀ>, by features or by Gram matrices, whichever is smaller; summed in float64."""
-    if x.shape[-2] < max(x.shape[-1], y.shape[-1]):
-        return ((x @ x.mT) * (y @ y.mT)).sum(dim=(-2, -1), dtype=torch.float64)
-    return torch.linalg.vector_norm(x.mT @ y, dim=(-2, -1), dtype=torch.float64) ** 2
+def _products(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """|X_iᵀY_j|² = <X_iX_iᵀ, Y_jY_jᵀ> for all i and j [*batch, xs, ys], and of each with itself; summed in float64.
 
-
-def _all_products(xs: list[Tensor], ys: list[Tensor]) -> Float[Tensor, "*batch xs ys"]:
-    """|X_iᵀY_j|² for all i and j: each x meets all y in one product; where features outnumber examples, by Grams."""
-    widths, n = [y.shape[-1] for y in ys], xs[0].shape[-2]
-    if n < max(widths + [x.shape[-1] for x in xs]):
-        left, right = (torch.stack([(z @ z.mT).flatten(-2) for z in side], dim=-2).double() for side in (xs, ys))
-        return left @ right.mT
+    By features n sum p_i sum q_j operations, by Gram matrices n² (sum p_i + sum q_j): whichever is less. Where the
+    result is symmetric, the half that mirrors the other is not formed.
+    """
+    n, p, q = xs[0].shape[-2], [x.shape[-1] for x in xs], [y.shape[-1] for y in ys]
+    by_features = sum(p) * sum(q) + 0.6 * sum(width**2 for width in (*p, *q))
+    by_grams = 0.6 * n * (sum(p) + sum(q)) + n * len(p) * len(q)
+    if by_grams < by_features:
+        return _by_grams(xs, ys)
+    own_x, own_y = (torch.stack([_own_product(x) for x in side], dim=-1) for side in (xs, ys))
     together, rows = torch.cat(ys, dim=-1), []
     for x in xs:
         squares = (x.mT @ together).square_().sum(dim=-2).double()  # one per feature of a y
-        rows.append(torch.stack([part.sum(dim=-1) for part in squares.split(widths, dim=-1)], dim=-1))
-    return torch.stack(rows, dim=-2)
+        rows.append(torch.stack([part.sum(dim=-1) for part in squares.split(q, dim=-1)], dim=-1))
+    return torch.stack(rows, dim=-2), own_x, own_y
+
+
+def _own_product(x: Tensor) -> Tensor:
+    """|XᵀX|², block of columns by block of columns."""
+    total = 0.0
+    for start, size in _blocks(x.shape[-1]):
+        product = x[..., start : start + size].mT @ x[..., start:]
+        for part, times in ((product[..., :size], 1), (product[..., size:], 2)):
+            total = total + times * torch.linalg.vector_norm(part, dim=(-2, -1), dtype=torch.float64) ** 2
+    return total
+
+
+def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows of all Gram matrices at a time, from the diagonal on: [*batch, rows, layers, columns]."""
+    cross, own = 0.0, [0.0, 0.0]
+    for start, size in _blocks(xs[0].shape[-2]):
+        rows = [_gram_rows(side, start, size) for side in (xs, ys)]
+        for columns, times in ((slice(size), 1), (slice(size, None), 2)):
+            k, m = (part[..., columns] for part in rows)
+            cross = cross + times * (k @ m.mT).sum(dim=-3, dtype=torch.float64)
+            for at, part in enumerate((k, m)):
+                lengths = torch.linalg.vector_norm(part, dim=-1).double()
+                own[at] = own[at] + times * (lengths**2).sum(dim=-2)
+    return cross, *own
+
+
+def _gram_rows(layers: list[Tensor], start: int, size: int) -> Tensor:
+    """Written where they are to stand: to stack them afterwards would take longer than the sums over them."""
+    *batch, n, _ = layers[0].shape
+    rows = layers[0].new_empty(*batch, size, len(layers), n - start)
+    for k, z in enumerate(layers):
+        torch.matmul(z[..., start : start + size, :], z[..., start:, :].mT, out=rows[..., k, :])
+    return rows
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """(start, size) of what a symmetric product is cut into: four parts, or one where products are small."""
+    size = -(-length // 4) if length >= 256 else length
+    return [(start, min(size, length - start)) for start in range(0, length, size)]
 
 
 def rbf_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], sigma: float = 1.0, debiased: bool = False) -> float:

@@ -164,6 +164,29 @@ def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float
     return _turn(x, angle=-float(degrees), shear=0.0)
 
 
+def turned(split: Split, degrees: float) -> Split:
+    """The same labels for the same images, turned (see `rotate`)."""
+    return Split(rotate(split.x, degrees), split.y)
+
+
+def together(*splits: Split) -> Split:
+    """The examples of all, one split after another."""
+    return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
+
+
+def exchanged(own: Split, other: Split, share: float, generator: torch.Generator) -> Split:
+    """`own` with a random share of its examples exchanged for as many of `other`, drawn without repetition."""
+    _share("share", share)
+    count = round(share * len(own))
+    if count > len(other):
+        raise DataError(f"{count} examples to exchange, the other split has {len(other)}: take a smaller share.")
+    if count == 0:
+        return own
+    keep, take = (torch.randperm(len(split), generator=generator) for split in (own, other))
+    parts = [(own, keep[count:]), (other, take[:count])]
+    return together(*(Split(split.x[index], split.y[index]) for split, index in parts if len(index)))
+
+
 def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
     """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
     v2, low = _transforms(), x.min()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +23,41 @@ def path(a: Params, b: Params, points: int) -> Stack:
     for name, tensor in line.items():
         tensor[0], tensor[-1] = a[name], b[name]
     return line
+
+
+def blend(a: Stack, b: Stack, shares: Sequence[float]) -> Stack:
+    """Every model of a with its partner in b: [couples, shares] in a stack, (1 - share) a + share b."""
+    couples = {name: torch.stack([tensor, b[name]], dim=1) for name, tensor in a.items()}
+    weights = torch.tensor([[1 - share, share] for share in shares])
+    return mix(weights.expand(len(next(iter(a.values()))), -1, -1), couples)
+
+
+def halfway(a: Stack, b: Stack) -> Stack:
+    """The average of every model of a with its partner in b."""
+    return take(blend(a, b, [0.5]), (slice(None), 0))
+
+
+def best_blend(net: nn.Module, a: Stack, b: Stack, shares: Sequence[float], split: Split) -> Stack:
+    """For every couple of a and b the blend with the lowest loss on the split."""
+    tried = blend(a, b, shares)
+    flat = {name: tensor.flatten(0, 1) for name, tensor in tried.items()}
+    chosen = evaluate(net, flat, split).loss.view(-1, len(shares)).argmin(dim=1)
+    return take(tried, (torch.arange(len(chosen)), chosen))
+
+
+def beneath(
+    curve: tuple[Float[Tensor, "pairs points"], Float[Tensor, "pairs points"]],
+    found: tuple[Float[Tensor, "settings pairs"], Float[Tensor, "settings pairs"]],
+) -> Float[Tensor, "settings pairs"]:
+    """How far each setting (x, y) lies under the pair's own curve (x, y) at the same x; above it the sign is minus.
+
+    A curve is joined by straight lines between its points, and level beyond its ends; its x may run either way.
+    """
+    height = torch.empty_like(found[0])
+    for pair, (x, y) in enumerate(zip(*curve, strict=True)):
+        order = x.argsort()
+        height[:, pair] = torch.from_numpy(np.interp(found[0][:, pair].numpy(), x[order].numpy(), y[order].numpy()))
+    return height - found[1]
 
 
 def layer_path(a: Params, b: Params, names: Sequence[str], points: int) -> Stack:

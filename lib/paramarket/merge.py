@@ -6,6 +6,7 @@ figure shows it. The lines and planes between models live in `landscape`, passed
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,12 +16,24 @@ from torch.nn.functional import batch_norm
 from paramarket.align import PermutationSpec, unit_axis
 from paramarket.base import ShapeError, WeightsError
 from paramarket.data import Split
-from paramarket.landscape import barrier, layer_path, layer_rise, path, plane, walk
+from paramarket.landscape import barrier, beneath, best_blend, blend, halfway, layer_path, layer_rise, path, plane, walk
 from paramarket.stack import Params, Stack, check, forward, join, mix, probe, take
 from paramarket.train import evaluate, fit
 
-__all__ = ["METHODS", "average", "barrier", "distil", "ensemble", "layer_path", "layer_rise", "path", "plane"]
-__all__ += ["regmean", "repair", "repaired_path", "task_arithmetic", "ties", "walk"]
+__all__ = [
+    "METHODS",
+    "average",
+    "barrier",
+    "beneath",
+    "best_blend",
+    "blend",
+    "couples",
+    "distil",
+    "ensemble",
+    "halfway",
+]
+__all__ += ["layer_path", "layer_rise", "path", "plane", "regmean", "repair", "repaired_path"]
+__all__ += ["task_arithmetic", "ties", "walk"]
 
 Weights = Sequence[float] | None  # how much of each model; None is equal shares
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -205,6 +218,14 @@ METHODS: dict[str, Callable[..., Params]] = {
     "ties": ties,
     "regmean": regmean,
 }
+
+
+def couples(
+    method: Callable[..., Params], net: nn.Module, spec: PermutationSpec, a: Stack, b: Stack, *rest: Any
+) -> Stack:
+    """A way to merge, applied to every model of a and its partner in b: one model for each. rest: split, generator."""
+    two = {name: torch.stack([tensor, b[name]], dim=1) for name, tensor in a.items()}
+    return join([method(net, spec, take(two, k), *rest) for k in range(len(next(iter(a.values()))))])
 
 
 @torch.no_grad()

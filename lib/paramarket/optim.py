@@ -1,4 +1,7 @@
-"""Optimisers on a stack: element by element, so that one on a stack is K independent ones. `train.fit` steers them."""
+"""Optimisers on a stack, element by element: one on a stack is K independent ones. And what holds weights back.
+
+`train.fit` steers them.
+"""
 
 from collections.abc import Mapping, Sequence
 

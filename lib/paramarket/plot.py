@@ -19,6 +19,7 @@ from paramarket.charts import (
     layer_bars,
     learning_curves,
     loss_path,
+    panels,
     percent,
     share_bars,
     sweeps,
@@ -26,10 +27,11 @@ from paramarket.charts import (
     ways,
 )
 from paramarket.pictures import filters, image_row, loss_plane, matrices
-from paramarket.scatters import Spot, cka_heatmap, frontier, trails
+from paramarket.scatters import cka_heatmap, frontier, trails
 
-__all__ = ["Spot", "cka_heatmap", "class_accuracy", "controls", "curves", "filters", "frontier", "image_row"]
-__all__ += ["layer_bars", "learning_curves", "loss_path", "loss_plane", "matrices", "money_bars", "share_bars"]
+__all__ = ["cka_heatmap", "class_accuracy", "controls", "curves", "filters", "frontier", "image_row"]
+__all__ += ["layer_bars", "learning_curves", "loss_path", "loss_plane", "matrices", "money_bars", "panels"]
+__all__ += ["share_bars"]
 __all__ += ["style", "sweeps", "trails", "turning", "ways"]
 
 

@@ -49,6 +49,12 @@ def check_parameters(namespace: Mapping[str, Any], **allowed: Allowed) -> dict[s
     return values
 
 
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise ParameterError with all that is wrong, if anything is: for what `check_parameters` cannot see."""
+    if wrong:
+        raise base.ParameterError(" ".join(wrong))
+
+
 def _parsed(source: str) -> ast.Module:
     try:
         return ast.parse("\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))))

@@ -1,9 +1,9 @@
 """Scatters and heatmaps: two measurements against each other, tables of similarity. `plot` passes these names on."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,37 +59,29 @@ def trails(
     plt.show()
 
 
-class Spot(NamedTuple):
-    """One setting in a frontier: what is written beside it, and what each seed reached there [seeds]."""
-
-    label: str
-    x: Float[Tensor, " seeds"]
-    y: Float[Tensor, " seeds"]
-    colour: Float[Tensor, " seeds"]
+Spots = tuple[Sequence[float], Float[Tensor, "spots seeds"], Float[Tensor, "spots seeds"], Float[Tensor, "spots seeds"]]
 
 
-def frontier(
-    line: Sequence[Spot], families: Mapping[str, Sequence[Spot]], axes_of: tuple[str, str, str], title: str
-) -> None:
-    """Settings as spots, a marker a family, bars their intervals over seeds; the line is what every one has to beat.
+def frontier(curve: Spots, families: Mapping[str, Spots], axes_of: tuple[str, str, str], title: str) -> None:
+    """Settings as spots, a marker a family, bars their intervals over seeds; the curve is what all have to beat.
 
-    axes_of: what x, y and the colour are
+    Spots are (what is written beside each, x, y, colour) · axes_of: what x, y and the colour are
     """
     figure, axis = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
-    spots = [*line, *(spot for family in families.values() for spot in family)]
-    shades = [spot.colour.mean().item() for spot in spots]
-    scale = plt.Normalize(min(shades), max(shades))
-    axis.plot([s.x.mean() for s in line], [s.y.mean() for s in line], color="grey", linewidth=1.5, zorder=0)
-    for k, (name, family) in enumerate({"free, stopped at a step": line, **families}.items()):
-        for spot in family:
-            (x, *ends_x), (y, *ends_y) = interval(spot.x), interval(spot.y)
-            bars = {"xerr": [[x - ends_x[0]], [ends_x[1] - x]], "yerr": [[y - ends_y[0]], [ends_y[1] - y]]}
-            axis.errorbar(x, y, **bars, color="lightgrey", elinewidth=1, zorder=1)
-            where = {"marker": MARKERS[k], "s": 40 if k == 0 else 95, "edgecolor": "black", "zorder": 2}
-            axis.scatter(x, y, c=[spot.colour.mean().item()], cmap="viridis", norm=scale, **where)
-            axis.annotate(spot.label, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    groups = {"free, stopped at a step": curve, **families}
+    shades = torch.cat([colour.mean(dim=1) for *_, colour in groups.values()])
+    look = {"cmap": "viridis", "norm": plt.Normalize(shades.min().item(), shades.max().item())}
+    axis.plot(curve[1].mean(dim=1), curve[2].mean(dim=1), color="grey", linewidth=1.5, zorder=0)
+    for k, (name, (labels, x, y, colour)) in enumerate(groups.items()):
+        (x, *ends_x), (y, *ends_y) = interval(x.T), interval(y.T)
+        bars = {"xerr": [x - ends_x[0], ends_x[1] - x], "yerr": [y - ends_y[0], ends_y[1] - y]}
+        axis.errorbar(x, y, **bars, color="lightgrey", elinewidth=1, zorder=1, linestyle="none")
+        where = {"marker": MARKERS[k], "s": 95 if k else 40, "edgecolor": "black", "zorder": 2}
+        axis.scatter(x, y, c=colour.mean(dim=1), **look, **where)
+        for label, *at in zip(labels, x, y, strict=True):
+            axis.annotate(f"{label:g}", at, xytext=(9, -3) if k else (4, 6), textcoords="offset points", fontsize=9)
         axis.scatter([], [], marker=MARKERS[k], color="white", edgecolor="black", s=60, label=name)
-    figure.colorbar(plt.cm.ScalarMappable(scale, "viridis"), ax=axis, label=axes_of[2])
+    figure.colorbar(plt.cm.ScalarMappable(look["norm"], look["cmap"]), ax=axis, label=axes_of[2])
     axis.set(title=title, xlabel=axes_of[0], ylabel=axes_of[1])
     figure.legend(loc="outside lower center", ncols=3)
     plt.show()

@@ -17,8 +17,20 @@ from paramarket.base import ShapeError, lent, stream, unknown
 from paramarket.nets import is_dense, layers, mlp, residual_mlp
 from paramarket.weights import Params, card, content_hash, load, save
 
-__all__ = ["Params", "Stack", "card", "check", "compare", "content_hash", "features", "forward", "init", "join"]
-__all__ += ["load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
+__all__ = [
+    "Params",
+    "Stack",
+    "card",
+    "chain",
+    "check",
+    "compare",
+    "content_hash",
+    "features",
+    "forward",
+    "init",
+    "join",
+]
+__all__ += ["join", "load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
@@ -58,6 +70,14 @@ def join(models: Sequence[Params]) -> Stack:
     for model in models[1:]:
         compare(model, models[0], "the models to join")
     return {name: torch.stack([model[name] for model in models]) for name in models[0]}
+
+
+def chain(stacks: Iterable[Stack]) -> Stack:
+    """All models of all stacks in one stack, one stack behind the other."""
+    stacks = list(stacks)
+    for stack in stacks[1:]:
+        compare(stack, {name: tensor[0] for name, tensor in stacks[0].items()}, "the stacks to chain", skip=1)
+    return {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
 
 
 def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, skip: int = 0) -> None:
