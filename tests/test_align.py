@@ -248,3 +248,9 @@ def test_models_that_cannot_be_compared_are_refused(matcher):
         match(spec, target, bad, **settings)
     with pytest.raises(WeightsError, match=r"the target's '3\.bias' holds values that are NaN or infinite"):
         match(spec, bad, target, **settings)
+
+
+def test_each_model_is_put_in_its_partners_order():
+    _, spec, models = setting("mlp", copies=3)
+    moved = [permute(spec, shuffle(spec, one, k), one) for k, one in enumerate(models)]
+    assert equal(align.reorder_each(spec, stack.join(models), stack.join(moved)), stack.join(models))

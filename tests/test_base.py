@@ -91,3 +91,15 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
         interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@given(st.integers(0, 1000))
+def test_a_rank_correlation_sees_only_the_order(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, 3, 12, generator=generator)
+    found = base.rank_correlation(x, y)
+    assert found.shape == (3,)
+    assert torch.allclose(base.rank_correlation(x.exp(), -y), -found)
+    assert torch.allclose(base.rank_correlation(x, x.atan()), torch.ones(3, dtype=torch.float64))
+    ranks = torch.stack([each.argsort(dim=1).argsort(dim=1).double() for each in (x, y)])
+    assert found.numpy() == pytest.approx([np.corrcoef(*ranks[:, k])[0, 1] for k in range(3)])

@@ -75,7 +75,7 @@ def test_curves_share_ticks_and_one_legend(drawn):
 
 
 def test_a_turning_point_is_marked_in_both_rows(drawn):
-    losses, alike = {"20°": {"merged": torch.rand(5, 3) + 0.1}}, {"20°": {"block 4": torch.rand(5, 3)}}
-    charts.turning([0, 10, 20], losses, alike, {"20°": 10}, "title")
+    losses, alike = {"merged": torch.rand(1, 5, 3) + 0.1}, {"block 4": torch.rand(1, 5, 3)}
+    charts.turning([0, 10, 20], ["20°"], losses, alike, [10], "title")
     for axis in drawn():
         assert [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == ":"] == [1.0]

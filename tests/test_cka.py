@@ -190,3 +190,30 @@ def test_layers_of_one_name_are_still_compared_by_their_examples():
 def test_a_kernel_needs_a_width():
     with pytest.raises(ParameterError, match="sigma = 0"):
         cka.rbf_cka(cloud(0, 9, 3), cloud(1, 9, 3), sigma=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, EXACT])
+def test_what_is_said_of_one_example_alone_is_refused_if_debiased(dtype):
+    x = torch.zeros(50, 3)
+    x[7] = 2.0
+    assert cka.linear_cka(x, x, dtype=dtype) == pytest.approx(1)
+    with pytest.raises(DataError, match="of a single example only"):
+        cka.linear_cka(x, cloud(0, 50, 3).float(), debiased=True, dtype=dtype)
+
+
+def test_an_outlier_does_not_cost_the_digits():
+    x = cloud(0, 200, 5, torch.float32)
+    x[0] *= 1e4
+    y = x + cloud(1, 200, 5, torch.float32)
+    exact = cka.linear_cka(x, y, debiased=True, dtype=EXACT)
+    assert cka.linear_cka(x, y, debiased=True) == pytest.approx(exact, abs=1e-6)
+
+
+def test_a_batch_in_which_one_example_speaks_does_not_stop_the_stream():
+    x, y = related(0, 80)
+    x[:20] = 0
+    x[3] = 1.0
+    stream = cka.StreamingCKA(EXACT)
+    for start in range(0, 80, 20):
+        stream.update({"x": x[start : start + 20]}, {"y": y[start : start + 20]})
+    assert 0 < stream.compute().item() < 1

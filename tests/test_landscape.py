@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from paramarket import align, landscape, stack, train
 from paramarket.base import ParameterError, ShapeError, stream
+from paramarket.data import Split
 from paramarket.landscape import barrier, layer_path, path, plane
 
 FLOATS = st.floats(width=32, allow_nan=False)  # infinite ones as well
@@ -223,3 +224,41 @@ def test_the_barrier_to_a_reordered_copy_vanishes_with_the_order(trained, digits
     found = getattr(align, matcher)(spec, model, copy, **settings)
     assert rise(net, model, copy, digits.test) > 0.1
     assert rise(net, model, align.permute(spec, found, copy), digits.test) <= 1e-5
+
+
+def stacks():
+    net = stack.mlp(4, [3], 2)
+    return net, stack.init(net, 3, seed=0), stack.init(net, 3, seed=1)
+
+
+def test_a_blend_is_the_line_between_partners():
+    _, a, b = stacks()
+    shares = [0.0, 0.25, 0.5, 1.0]
+    found = landscape.blend(a, b, shares)
+    for k in range(3):
+        line = landscape.path(stack.take(a, k), stack.take(b, k), 5)
+        for at, stop in enumerate((0, 1, 2, 4)):
+            assert all(torch.allclose(found[name][k, at], line[name][stop], atol=1e-6) for name in a)
+    assert all(torch.equal(found[name][:, 2], each) for name, each in landscape.halfway(a, b).items())
+
+
+def test_the_best_blend_is_best_for_each_couple_by_itself():
+    net, a, b = stacks()
+    split = Split(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2)
+    shares = [0.0, 0.3, 0.7, 1.0]
+    best = train.evaluate(net, landscape.best_blend(net, a, b, shares, split), split).loss
+    for k in range(3):
+        tried = {name: each[k] for name, each in landscape.blend(a, b, shares).items()}
+        assert best[k].item() == pytest.approx(train.evaluate(net, tried, split).loss.min().item())
+
+
+@given(st.integers(0, 1000))
+def test_beneath_is_the_distance_to_the_curve_in_either_direction(seed):
+    x = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
+    y = 3 - 2 * x  # a straight line, so that what lies between its points is known
+    at = (x[:, :1] + (x[:, -1:] - x[:, :1]) * torch.tensor([0.1, 0.5, 0.9])).T  # [settings, pairs]
+    under = landscape.beneath((x, y), (at, 3 - 2 * at - 0.5))
+    assert torch.allclose(under, torch.full((3, 2), 0.5), atol=1e-5)
+    assert torch.allclose(landscape.beneath((x.flip(1), y.flip(1)), (at, 3 - 2 * at - 0.5)), under)
+    beyond = landscape.beneath((x, y), (x[:, -1:].T + 1, y[:, -1:].T))
+    assert torch.allclose(beyond, torch.zeros(1, 2), atol=1e-6)

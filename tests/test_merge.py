@@ -305,3 +305,13 @@ def test_probabilities_of_another_number_of_classes_are_refused(classes, split):
     net, _, models = some("mlp")
     with pytest.raises(DataError, match="a net with 10 classes"):
         train.fit(net, models, Split(split.x, torch.full((len(split), classes), 1 / classes)), steps=1)
+
+
+def test_couples_are_merged_one_by_one(digits):
+    net = stack.mlp(64, [8], 10)
+    a, b = (stack.init(net, 3, seed=seed) for seed in (0, 1))
+    spec = permutation_spec(net, digits.quote.x[:1])
+    found = merge.couples(merge.repair, net, spec, a, b, digits.quote, stream(0, "couples"))
+    for k in range(3):
+        two = stack.join([stack.take(a, k), stack.take(b, k)])
+        assert close(stack.take(found, k), merge.repair(net, spec, two, digits.quote, stream(0, "couples")))

@@ -66,3 +66,13 @@ def test_going_back_is_the_decoupled_penalty(share, seed):
 def test_a_pull_that_does_not_fit_is_refused_before_work_starts(digits, pull, error, says):
     with pytest.raises(error, match=says):
         fitted(digits, pull=pull)
+
+
+def test_statistics_are_not_pulled_and_one_pull_may_serve_all_models(digits):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10))
+    start = stack.init(net, 2, seed=0)
+    fitted = train.fit(net, start, digits.quote, pull=everywhere(1.0, start), **HOW).stack
+    assert torch.equal(fitted["2.weight"], start["2.weight"])
+    assert not torch.equal(fitted["1.running_mean"], start["1.running_mean"])
+    one = {name: torch.ones(1, *[1] * (tensor.ndim - 1)) for name, tensor in start.items()}
+    assert torch.equal(train.fit(net, start, digits.quote, pull=one, **HOW).stack["2.weight"], start["2.weight"])

@@ -141,3 +141,28 @@ def test_experts_that_do_not_fit_are_refused():
         route.Router(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
     with pytest.raises(ParameterError, match="experts = 0"):
         route.OutputRouter(net, 0)
+
+
+def test_of_equal_experts_only_one_is_used():
+    net = NETS["mlp"]
+    both, router = experts(net, copies=1), route.Router(net, 2, top=1)
+    models = route.routers(router, both)
+    h = X
+    for name in ("1", "3", "5", "7"):  # the first of two equal shares, one half of it
+        said = h @ both[0][f"{name}.weight"][0].T + both[0][f"{name}.bias"][0]
+        h = 0.5 * (said if name == "7" else said.relu())
+    assert torch.allclose(run(router, models)[0], h, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(6, 3), nn.ReLU()),
+    ],
+)
+def test_experts_that_a_router_would_not_compute_are_refused(net):
+    with pytest.raises(ShapeError, match=r"needs experts as `stack\.mlp`"):
+        route.OutputRouter(net, 2)

@@ -208,3 +208,9 @@ def test_two_runs_at_once_do_not_collide(tmp_path):
         sums = pool.map(_build_in_child, [tmp_path] * 4)
     assert len(set(sums)) == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_refuse_says_all_that_is_wrong_and_nothing_if_nothing_is():
+    runs.refuse([])
+    with pytest.raises(base.ParameterError, match=r"a = 1: too few\. b = 2: too many\."):
+        runs.refuse(["a = 1: too few.", "b = 2: too many."])

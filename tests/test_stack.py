@@ -297,3 +297,21 @@ def test_a_probe_sees_what_modules_read_and_say_and_may_change_it():
     stack.probe(net, params, x, ["1", "3"], lambda name, read, said: changed.update({name: read}) or said * 0)
     assert not changed["3"].any()
     assert not any(module._forward_hooks for module in net.modules())
+
+
+@given(SHAPES, COPIES, COPIES)
+def test_chain_puts_one_stack_behind_the_other(shape, few, more):
+    _, one = models(shape, few)
+    _, other = models(shape, more, seed=1)
+    both = stack.chain(each for each in (one, other))
+    assert equal(stack.take(both, slice(few)), one)
+    assert equal(stack.take(both, slice(few, None)), other)
+
+
+def test_stacks_that_differ_are_not_chained():
+    _, one = models((3, [4], 2), 2)
+    _, other = models((3, [5], 2), 2)
+    with pytest.raises(
+        ShapeError, match=r"the stacks to chain do not fit: '1\.weight' has shape \(5, 3\), expected \(4, 3\)"
+    ):
+        stack.chain([one, other])

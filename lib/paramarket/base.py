@@ -109,15 +109,19 @@ def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> I
     """Mean and 95 % confidence interval along the first axis of `values` [n, ...].
 
     kind: "seeds" for a handful of independent runs (Student's t with n - 1 degrees of freedom),
-          "examples" for many independent examples (percentile bootstrap, 2,000 resamples, seeded).
+          "examples" for many independent examples (percentile bootstrap, 2,000 resamples, seeded),
+          "correlations" for a handful of them: as seeds, on Fisher's scale, so that no end lies beyond ±1.
     """
     array = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if array.ndim == 0 or len(array) < 2 or not np.isfinite(array).all():
         raise ParameterError(
             f"an interval needs two or more finite values along the first axis, got shape {array.shape}."
         )
-    if kind not in ("seeds", "examples"):
-        raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples"]))
+    if kind not in ("seeds", "examples", "correlations"):
+        raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples", "correlations"]))
+    if kind == "correlations":
+        fisher = interval(np.arctanh(array.clip(-0.999, 0.999)))  # ±1 would be infinite there
+        return Interval(*(float(np.tanh(part)) for part in fisher))
     mean, (low, high) = array.mean(axis=0), (_student if kind == "seeds" else _bootstrap)(array)
     return Interval(*(float(part) if np.ndim(part) == 0 else part for part in (mean, low, high)))
 

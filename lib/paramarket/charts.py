@@ -65,31 +65,32 @@ def curves(ticks: Sequence[object], lines: Panels, axes_of: tuple[str, str], tit
 
 def turning(
     steps: Sequence[int],
-    losses: Panels,
-    similarity: Panels,
-    critical: Mapping[str, int],
+    names: Sequence[str],
+    losses: Mapping[str, Float[Tensor, "panels seeds steps"]],
+    similarity: Mapping[str, Float[Tensor, "panels seeds steps"]],
+    critical: Sequence[int],
     title: str,
 ) -> None:
-    """Losses above, CKA beneath, over the same steps; one column a panel, its critical step marked by a line.
-
-    losses, similarity: {panel: {name: [seeds, steps]}} · critical: {panel: step}; at 0 the line stands at the start
-    """
+    """Losses above, CKA beneath, over the same steps; one column a name, its critical step marked by a dotted line."""
     size = {"figsize": (9.6, 6.4), "height_ratios": [3, 2], "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(losses), sharex=True, sharey="row", squeeze=False, **size)
-    for column, panel in enumerate(losses):
-        colours = [*losses[panel], *similarity[panel]]
-        _lines(axes[0, column], steps, losses[panel], colours)
-        _lines(axes[1, column], steps, similarity[panel], colours)
-        for axis in axes[:, column]:
-            axis.axvline(list(steps).index(critical[panel]), color="black", linestyle=":", linewidth=1.5)
-        axes[0, column].set(title=panel)
+    figure, axes = plt.subplots(2, len(names), sharex=True, sharey="row", squeeze=False, **size)
+    rows, colours = (panels(names, losses), panels(names, similarity)), [*losses, *similarity]
+    for column, (name, step) in enumerate(zip(names, critical, strict=True)):
+        for axis, row in zip(axes[:, column], rows, strict=True):
+            _lines(axis, steps, row[name], colours)
+            axis.axvline(list(steps).index(step), color="black", linestyle=":", linewidth=1.5)
+        axes[0, column].set(title=name)
         axes[1, column].set(xlabel="steps of specialising")
     axes[0, 0].set(ylabel="loss (nats)", yscale="log")
     axes[0, 0].set_yticks([0.1, 0.2, 0.3, 0.5, 1, 2], ["0.1", "0.2", "0.3", "0.5", "1", "2"])
-    axes[0, 0].set_ylim(min(lines.min() for each in losses.values() for lines in each.values()) * 0.9)
+    axes[0, 0].set_ylim(*(scale * end for scale, end in zip((0.9, 1.1), _ends(losses), strict=True)))
     axes[0, 0].minorticks_off()
     axes[1, 0].set(ylabel="CKA, debiased", ylim=(None, 1.02))
     _finish(figure, axes, title)
+
+
+def _ends(values: Mapping[str, Tensor]) -> tuple[float, float]:
+    return min(each.min().item() for each in values.values()), max(each.max().item() for each in values.values())
 
 
 def _lines(axis: Axes, ticks: Sequence[object], lines: Mapping[str, Numbers], colours: Sequence[str]) -> None:

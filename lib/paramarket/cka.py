@@ -71,6 +71,8 @@ class StreamingCKA:
 
 
 def _ratio(cross: Tensor, own_x: Tensor, own_y: Tensor) -> Tensor:
+    if not ((own_x > 0).all() and (own_y > 0).all()):
+        raise DataError("a representation says something of a single example only: nothing debiased can be told of it.")
     return cross / (own_x.unsqueeze(-1) * own_y.unsqueeze(-2)).sqrt()
 
 
@@ -90,7 +92,11 @@ def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> tuple[T
     k, m = (torch.stack([_lengths(part) for part in side.values()], dim=-2) for side in (x, y))  # [*batch, xs, n]
     ends = [(own_x, (k * k).sum(-1), k.sum(-1) ** 2), (own_y, (m * m).sum(-1), m.sum(-1) ** 2)]
     pairs = (cross, k @ m.mT, k.sum(-1).unsqueeze(-1) * m.sum(-1).unsqueeze(-2))
-    return tuple(_unbiased(*each, n) for each in (pairs, *ends))
+    cross, *own = (_unbiased(*each, n) for each in (pairs, *ends))
+    left = [part * n * (n - 3) / raw for part, raw in zip(own, (own_x, own_y), strict=True)]
+    if min(each.min().item() for each in left) < 1e-3 and dtype != torch.float64:  # a difference of large numbers
+        return _hsic(xs, ys, debiased, torch.float64)
+    return cross, *(torch.where(share > 1e-9, part, 0.0) for share, part in zip(left, own, strict=True))
 
 
 def _unbiased(product: Tensor, aligned: Tensor, apart: Tensor, n: int) -> Tensor:

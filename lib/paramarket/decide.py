@@ -11,9 +11,9 @@ from paramarket.data import Split
 from paramarket.stack import Params, check, features, forward, join
 from paramarket.train import evaluate
 
-TUNNEL = 0.05  # nats: a lower barrier counts as none, as in notebook 02
+FREE = 0.05  # nats: a lower barrier counts as none, as in notebook 02
 
-Verdict = Literal["merge", "reorder, then merge", "keep both"]
+Verdict = Literal["merge", "reorder, then merge", "keep both", "keep the better one"]
 
 
 class Compatibility(NamedTuple):
@@ -23,7 +23,8 @@ class Compatibility(NamedTuple):
     "reordered, averaged", "averaged outputs"}
     naive_barrier, aligned_barrier (nats): on the straight line between the two, as they are and with b in a's order
     verdict: "merge" if the line is free of a barrier (.05 nats), "reorder, then merge" if it is so after weight
-    matching, otherwise "keep both", for their outputs can always be combined · reason: the same in a sentence
+    matching, otherwise "keep both" for their averaged outputs; but "keep the better one" where that would be worse than
+    it by more than .001 nats · reason: the same in a sentence
     """
 
     cka: dict[str, float]
@@ -50,9 +51,9 @@ def compatibility(net: nn.Sequential, a: Params, b: Params, split: Split, points
     losses = {"a": straight[0], "b": straight[-1], "averaged weights": straight[points // 2]}
     losses |= {"reordered, averaged": aligned[points // 2], "averaged outputs": _ensemble_loss(net, a, b, split)}
     naive, matched = (merge.barrier(line).item() for line in (straight, aligned))
-    verdict = "merge" if naive <= TUNNEL else "reorder, then merge" if matched <= TUNNEL else "keep both"
     numbers = {name: loss.item() for name, loss in losses.items()}
-    return Compatibility(_by_layer(net, a, b, split), numbers, naive, matched, verdict, _reason(verdict, numbers))
+    verdict, reason = _judge(naive, matched, numbers)
+    return Compatibility(_by_layer(net, a, b, split), numbers, naive, matched, verdict, reason)
 
 
 def _by_layer(net: nn.Sequential, a: Params, b: Params, split: Split) -> dict[str, float]:
@@ -66,15 +67,16 @@ def _ensemble_loss(net: nn.Module, a: Params, b: Params, split: Split) -> Tensor
     return nn.functional.nll_loss(logs, split.y.to(logs.device))
 
 
-def _reason(verdict: Verdict, losses: dict[str, float]) -> str:
-    """One sentence: what the verdict rests on, and whether it is worth anything here."""
-    why = {
-        "merge": "no barrier stands between the two as they are",
-        "reorder, then merge": "a barrier stands between the two, and none once the units of b are in a's order",
-        "keep both": "a barrier stands between the two that no order of units removes",
-    }[verdict]
-    way = {"merge": "averaged weights", "reorder, then merge": "reordered, averaged", "keep both": "averaged outputs"}[
-        verdict
-    ]
+def _judge(naive: float, aligned: float, losses: dict[str, float]) -> tuple[Verdict, str]:
+    """The verdict, and one sentence: what it rests on, and what it is worth here."""
+    if naive <= FREE:
+        verdict, way, why = "merge", "averaged weights", "no barrier stands between the two as they are"
+    elif aligned <= FREE:
+        verdict, way = "reorder, then merge", "reordered, averaged"
+        why = "a barrier stands between the two, and none once the units of b are in a's order"
+    else:
+        verdict, way = "keep both", "averaged outputs"
+        why = "a barrier stands between the two that no order of units removes"
     best = min(("a", "b"), key=losses.get)
-    return f"{why}; here the {way} have a loss of {losses[way]:.3f} nats, {best} alone has {losses[best]:.3f}."
+    reason = f"{why}; here the {way} have a loss of {losses[way]:.3f} nats, {best} alone has {losses[best]:.3f}."
+    return ("keep the better one" if losses[way] > losses[best] + 1e-3 else verdict), reason

@@ -3,7 +3,7 @@
 `train.fit` steers them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,11 @@ def schedule_of(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) ->
     raise ParameterError(unknown("schedule", name, ["one-cycle", "constant"]))
 
 
-def toward(start: Stack, pull: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def toward(start: Stack, pull: Mapping[str, Tensor], learnt: Collection[str]) -> dict[str, Tensor]:
     """`pull` as `go_back` needs it, on the weights' own device; ShapeError or ParameterError for what does not fit.
 
     pull: {parameter: [K, ...] or what stretches to it}, shares from 0 to 1; parameters that are not named are free.
+    What is not learnt, as BatchNorm's statistics, is not pulled.
     """
     for name, share in pull.items():
         if name not in start:
@@ -70,15 +71,15 @@ def toward(start: Stack, pull: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ShapeError(f"pull has shape {tuple(share.shape)} for {name!r}, expected {shape}, or 1 on an axis.")
         if not ((share >= 0) & (share <= 1)).all():
             raise ParameterError(f"pull on {name!r} is no share from 0 (free) to 1 (frozen).")
-    return {name: share.to(start[name]) for name, share in pull.items()}
+    return {name: share.to(start[name]) for name, share in pull.items() if name in learnt}
 
 
 @torch.no_grad()
 def go_back(learnt: Stack, start: Stack, pull: Mapping[str, Tensor]) -> None:
     """Every weight that share of its way back to where it started: at 1 it never left, at 0 nothing happens, exactly.
 
-    theta <- theta_0 + (1 - pull) (theta - theta_0): between 0 and 1 the decoupled L2 penalty lr * lambda / 2
-    |theta - theta_0|² with pull = lr * lambda (L2-SP, Li et al. 2018; decoupled as in AdamW).
+    theta <- theta_0 + (1 - pull) (theta - theta_0): between 0 and 1 a step on lambda / 2 |theta - theta_0|² with
+    pull = lr * lambda, decoupled as in AdamW (L2-SP, Li et al. 2018).
     """
     for name, share in pull.items():
         learnt[name].lerp_(start[name], share)

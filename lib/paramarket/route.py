@@ -15,7 +15,7 @@ from torch.nn.functional import layer_norm, linear
 
 from paramarket.base import ParameterError, ShapeError
 from paramarket.data import Split
-from paramarket.nets import Residual, is_dense
+from paramarket.mlps import Residual, is_dense
 from paramarket.stack import Stack, check
 from paramarket.train import Fit, fit
 
@@ -25,9 +25,8 @@ class _Experts(nn.Module):
 
     def __init__(self, net: nn.Sequential, experts: int) -> None:
         super().__init__()
-        if not is_dense(net):
-            kind = type(net).__name__
-            raise ShapeError(f"a router needs experts as `stack.mlp` or `residual_mlp` makes them, got {kind}.")
+        if not _is_plain(net):
+            raise ShapeError(f"a router needs experts as `stack.mlp` or `residual_mlp` makes them, got {net}.")
         if experts < 1:
             raise ParameterError(f"experts = {experts}, expected one or more.")
         self.net, self.experts = [net], experts  # in a list: its own tensors are no part of this module
@@ -62,7 +61,7 @@ class Router(_Experts):
 
     net: the experts' `stack.mlp` or `stack.residual_mlp` · experts: how many
     reach: with c, layer i may also use the experts' layers i+1, …, i+c-1 of its own shape (near the top i-1, …)
-    top: only the largest `top` of p count, and are not scaled up to 1 again; None is all of them, a dense mixture
+    top: only the largest `top` of p count; they are not scaled up to 1 again, so that a layer then says less. None: all
     single: the first layer's gate decides for all layers (needs reach = 1)
     """
 
@@ -97,8 +96,20 @@ class Router(_Experts):
         shares = linear(layer_norm(h, h.shape[-1:]), gate).softmax(dim=-1)
         if self.top is None:
             return shares
-        least = shares.topk(self.top, dim=-1).values[..., -1:]
-        return torch.where(shares >= least, shares, 0.0)
+        largest = shares.topk(self.top, dim=-1)  # one of equal ones too: else all would pass
+        return torch.zeros_like(shares).scatter(-1, largest.indices, largest.values)
+
+
+def _is_plain(net: nn.Module) -> bool:
+    """A ReLU behind every linear layer but the last, biases everywhere: what the routers compute."""
+    if not is_dense(net) or any(layer.bias is None for layer in net.modules() if isinstance(layer, nn.Linear)):
+        return False
+    kinds = [type(layer) for layer in net if not isinstance(layer, nn.Flatten)]
+    relus = [k for k, kind in enumerate(kinds) if kind is nn.ReLU]
+    linears = [k for k, kind in enumerate(kinds) if kind is nn.Linear]
+    return (
+        {*kinds} <= {nn.Linear, nn.ReLU, Residual} and relus == [k + 1 for k in linears[:-1]] and kinds[-1] is nn.Linear
+    )
 
 
 def _offered(shapes: Sequence[tuple[int, ...]], at: int, reach: int) -> list[int]:

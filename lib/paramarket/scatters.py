@@ -75,11 +75,11 @@ def frontier(curve: Spots, families: Mapping[str, Spots], axes_of: tuple[str, st
     for k, (name, (labels, x, y, colour)) in enumerate(groups.items()):
         (x, *ends_x), (y, *ends_y) = interval(x.T), interval(y.T)
         bars = {"xerr": [x - ends_x[0], ends_x[1] - x], "yerr": [y - ends_y[0], ends_y[1] - y]}
-        axis.errorbar(x, y, **bars, color="lightgrey", elinewidth=1, zorder=1, linestyle="none")
+        axis.errorbar(x, y, **bars, color="grey", elinewidth=1, zorder=1, linestyle="none")
         where = {"marker": MARKERS[k], "s": 95 if k else 40, "edgecolor": "black", "zorder": 2}
         axis.scatter(x, y, c=colour.mean(dim=1), **look, **where)
         for label, *at in zip(labels, x, y, strict=True):
-            axis.annotate(f"{label:g}", at, xytext=(9, -3) if k else (4, 6), textcoords="offset points", fontsize=9)
+            axis.annotate(f"{label:g}", at, xytext=(8, 5) if k else (4, 6), textcoords="offset points", fontsize=9)
         axis.scatter([], [], marker=MARKERS[k], color="white", edgecolor="black", s=60, label=name)
     figure.colorbar(plt.cm.ScalarMappable(look["norm"], look["cmap"]), ax=axis, label=axes_of[2])
     axis.set(title=title, xlabel=axes_of[0], ylabel=axes_of[1])

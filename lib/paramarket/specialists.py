@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from paramarket import cka
-from paramarket.base import ShapeError
+from paramarket.base import ParameterError, ShapeError
 from paramarket.data import Split, turned
 from paramarket.landscape import halfway
 from paramarket.stack import Stack, chain, check, features, take
@@ -32,16 +32,19 @@ def specialise(
     """Two copies of each of K base models go on, one on its split of `left`, one on that of `right`, all in one stack.
 
     Gives a and b, each of len(keep) * K models: all K as they were at the first step of `keep`, then at the next, and
-    so on; training ends at the last. pull: of `train.fit`, for K models, on both copies · settings: of `train.fit`
+    so on; training ends at the largest. pull: of `train.fit`, for K models, on both copies · settings: of `train.fit`
     """
     copies = check(net, base)
     if len(left) != copies or len(right) != copies:
         raise ShapeError(
             f"{len(left)} splits on the left, {len(right)} on the right, for {copies} models: one for each."
         )
-    orders = [2 * (seed * copies + k) + side for side in (0, 1) for k in range(copies)]
-    both = {name: torch.cat([share, share]) for name, share in (pull or {}).items()}
-    how = {"steps": keep[-1], "seed": orders, "keep": keep, "pull": both} | settings
+    if not keep:
+        raise ParameterError("keep is empty: name one or more steps at which to look at the specialists.")
+    orders = [20_000 * seed + 2 * k + side for side in (0, 1) for k in range(copies)]
+    pull = {name: share.expand(copies, *share.shape[1:]) for name, share in (pull or {}).items()}
+    both = {name: torch.cat([share, share]) for name, share in pull.items()}
+    how = {"steps": max(keep), "seed": orders, "keep": keep, "pull": both} | settings
     kept = fit(net, chain([base, base]), [*left, *right], **how).kept
     a, b = (chain(take(kept[step], side) for step in keep) for side in (slice(copies), slice(copies, None)))
     return a, b

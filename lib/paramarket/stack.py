@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from paramarket.base import ShapeError, lent, stream, unknown
-from paramarket.nets import is_dense, layers, mlp, residual_mlp
+from paramarket.mlps import is_dense, layers, mlp, residual_mlp
 from paramarket.weights import Params, card, content_hash, load, save
 
 __all__ = [

@@ -75,7 +75,7 @@ def fit(
     _try(net, stack, splits)
     models = {name: tensor.detach().clone() for name, tensor in stack.items()}
     learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
-    back = toward(stack, pull or {})
+    back = toward(stack, pull or {}, learnt)
     opt = optimizer_of(learnt, optimizer, lr, weight_decay, state)
     pace = schedule_of(opt, schedule, lr, steps)
     losses, kept, batches = [], {}, _batches(splits, batch, orders, learnt)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from paramarket import align, nets, stack
+from paramarket import align, mlps, stack
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(0, 3), st.integers(2, 5))
 
@@ -54,4 +54,4 @@ def test_one_order_holds_for_the_whole_stream():
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Linear(2, 3), nn.Sequential(nn.ReLU(True))])
 def test_what_is_not_dense_is_left_to_the_general_path(net):
-    assert not nets.is_dense(net)
+    assert not mlps.is_dense(net)
