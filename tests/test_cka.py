@@ -217,3 +217,10 @@ def test_a_batch_in_which_one_example_speaks_does_not_stop_the_stream():
     for start in range(0, 80, 20):
         stream.update({"x": x[start : start + 20]}, {"y": y[start : start + 20]})
     assert 0 < stream.compute().item() < 1
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("sizes", [(300, 500, 600), (600, 270, 300), (1100, 1200, 1300)])
+def test_products_cut_into_blocks_are_whole_again(sizes, debiased):
+    x, y = related(0, *sizes)
+    assert cka.linear_cka(x, y, debiased, EXACT) == pytest.approx(slow(x, y, debiased), abs=1e-10)

@@ -192,8 +192,8 @@ def _gram_rows(layers: list[Tensor], start: int, size: int) -> Tensor:
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    """(start, size) of what a symmetric product is cut into: four parts, or one where products are small."""
-    size = -(-length // 4) if length >= 256 else length
+    """(start, size) of what a symmetric product is cut into: more parts save more, but small products are slow."""
+    size = -(-length // (8 if length >= 1024 else 4)) if length >= 256 else length
     return [(start, min(size, length - start)) for start in range(0, length, size)]
 
 
