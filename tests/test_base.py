@@ -103,3 +103,17 @@ def test_a_rank_correlation_sees_only_the_order(seed):
     assert torch.allclose(base.rank_correlation(x, x.atan()), torch.ones(3, dtype=torch.float64))
     ranks = torch.stack([each.argsort(dim=1).argsort(dim=1).double() for each in (x, y)])
     assert found.numpy() == pytest.approx([np.corrcoef(*ranks[:, k])[0, 1] for k in range(3)])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
+def test_an_interval_of_correlations_stays_within_one(values):
+    mean, low, high = base.interval(values, "correlations")
+    assert -1 <= low <= mean <= high <= 1
+    for part, mirrored in zip((mean, high, low), base.interval([-v for v in values], "correlations"), strict=True):
+        assert part == pytest.approx(-mirrored, abs=1e-9)
+
+
+def test_small_correlations_have_the_interval_of_any_numbers():
+    values = [0.01, -0.02, 0.03, 0.005]
+    assert base.interval(values, "correlations") == pytest.approx(base.interval(values), abs=1e-4)
+    assert base.interval(torch.zeros(3, 2), "correlations").mean.shape == (2,)

@@ -121,7 +121,7 @@ def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> I
         raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples", "correlations"]))
     if kind == "correlations":
         fisher = interval(np.arctanh(array.clip(-0.999, 0.999)))  # ±1 would be infinite there
-        return Interval(*(float(np.tanh(part)) for part in fisher))
+        return Interval(*(float(part) if np.ndim(part) == 0 else part for part in map(np.tanh, fisher)))
     mean, (low, high) = array.mean(axis=0), (_student if kind == "seeds" else _bootstrap)(array)
     return Interval(*(float(part) if np.ndim(part) == 0 else part for part in (mean, low, high)))
 

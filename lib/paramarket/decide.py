@@ -62,7 +62,7 @@ def _by_layer(net: nn.Sequential, a: Params, b: Params, split: Split) -> dict[st
 
 
 def _ensemble_loss(net: nn.Module, a: Params, b: Params, split: Split) -> Tensor:
-    """Cross-entropy of the mean of the two models' probabilities."""
+    """Cross-entropy of `merge.ensemble`, in logarithms: a probability that rounds to 0 would cost infinitely much."""
     logs = forward(net, join([a, b]), split.x).log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(2.0).log()
     return nn.functional.nll_loss(logs, split.y.to(logs.device))
 

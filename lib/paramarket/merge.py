@@ -20,19 +20,8 @@ from paramarket.landscape import barrier, beneath, best_blend, blend, halfway, l
 from paramarket.stack import Params, Stack, check, forward, join, mix, probe, take
 from paramarket.train import evaluate, fit
 
-__all__ = [
-    "METHODS",
-    "average",
-    "barrier",
-    "beneath",
-    "best_blend",
-    "blend",
-    "couples",
-    "distil",
-    "ensemble",
-    "halfway",
-]
-__all__ += ["layer_path", "layer_rise", "path", "plane", "regmean", "repair", "repaired_path"]
+__all__ = ["METHODS", "average", "barrier", "beneath", "best_blend", "blend", "couples", "distil", "ensemble"]
+__all__ += ["halfway", "layer_path", "layer_rise", "path", "plane", "regmean", "repair", "repaired_path"]
 __all__ += ["task_arithmetic", "ties", "walk"]
 
 Weights = Sequence[float] | None  # how much of each model; None is equal shares

@@ -71,12 +71,10 @@ def said(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> dict[s
     return dict(list(features(net, models, x).items())[1:])
 
 
-def likeness(
-    net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."], debiased: bool = True
-) -> Float[Tensor, "layers couples"]:
-    """Linear CKA of the two of each couple, layer by layer (see `said`)."""
+def likeness(net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."]) -> Float[Tensor, "layers couples"]:
+    """Debiased linear CKA of the two of each couple, layer by layer (see `said`)."""
     of_a, of_b = said(net, a, x), said(net, b, x)
-    return torch.stack([cka.linear_cka(of_a[layer], of_b[layer], debiased) for layer in of_a]).float().cpu()
+    return torch.stack([cka.linear_cka(of_a[layer], of_b[layer], debiased=True) for layer in of_a]).float().cpu()
 
 
 def free(models: Stack, strength: float, generator: Generator) -> Stack:

@@ -17,19 +17,7 @@ from paramarket.base import ShapeError, lent, stream, unknown
 from paramarket.mlps import is_dense, layers, mlp, residual_mlp
 from paramarket.weights import Params, card, content_hash, load, save
 
-__all__ = [
-    "Params",
-    "Stack",
-    "card",
-    "chain",
-    "check",
-    "compare",
-    "content_hash",
-    "features",
-    "forward",
-    "init",
-    "join",
-]
+__all__ = ["Params", "Stack", "card", "chain", "check", "compare", "content_hash", "features", "forward", "init"]
 __all__ += ["join", "load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
