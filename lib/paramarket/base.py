@@ -1,6 +1,7 @@
 """The ground that every other module stands on: errors, seeds, device, intervals, atomic writes."""
 
 import difflib
+import functools
 import hashlib
 import os
 import sys
@@ -133,10 +134,15 @@ def _student(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]
 
 
 def _bootstrap(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
-    counts = np.random.default_rng(0).multinomial(len(array), np.full(len(array), 1 / len(array)), size=2000)
-    means = np.tensordot(counts / len(array), array, axes=1)
+    means = np.tensordot(_resamples(len(array)), array, axes=1)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return low, high
+
+
+@functools.lru_cache(maxsize=4)
+def _resamples(n: int) -> np.ndarray:
+    """[2000, n]: the weight of every example in every resample; drawing them costs more than all that follows."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n
 
 
 def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "seeds n"]) -> torch.Tensor:

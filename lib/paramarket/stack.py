@@ -15,9 +15,21 @@ from torch.func import functional_call, vmap
 
 from paramarket.base import ShapeError, lent, stream, unknown
 from paramarket.mlps import is_dense, layers, mlp, residual_mlp
-from paramarket.weights import Params, card, content_hash, load, save
+from paramarket.weights import Params, card, card_of, content_hash, load, save
 
-__all__ = ["Params", "Stack", "card", "chain", "check", "compare", "content_hash", "features", "forward", "init"]
+__all__ = [
+    "Params",
+    "Stack",
+    "card",
+    "card_of",
+    "chain",
+    "check",
+    "compare",
+    "content_hash",
+    "features",
+    "forward",
+    "init",
+]
 __all__ += ["join", "load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis

@@ -70,6 +70,15 @@ def load(path: Path | str, card: Mapping[str, str] | None = None) -> Params:
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
+def card_of(path: Path | str) -> dict[str, str]:
+    """What stands on a file's card. Raises WeightsError as `load` does, without a look at the tensors."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_unreadable(Path(path), error)) from error
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     if not path.is_file():
         return f"{path} is missing."

@@ -1,0 +1,186 @@
+"""One round of trade under one set of terms: everybody meets, is quoted, audited, and settles; all at once."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from paramarket import broker, price
+from paramarket.align import PermutationSpec
+from paramarket.broker import Audit, Quote
+from paramarket.data import Split
+from paramarket.ledger import Ledger, move, written
+from paramarket.price import Deal
+from paramarket.stack import Stack, take
+from paramarket.terms import Agent, Market, Terms
+
+
+class Splits(NamedTuple):
+    """The three sets that a market needs, one use each: mixtures are chosen, gains priced, results reported."""
+
+    quote: Split
+    audit: Split
+    test: Split
+
+
+class Books(NamedTuple):
+    """accounts [markets, agents + 1]: cents, the broker's last · reports [markets, agents]: points that buyers found in
+    what an agent sold, summed · ledger: see there
+    """
+
+    accounts: Int[Tensor, "markets accounts"]
+    reports: Float[Tensor, "markets agents"]
+    ledger: Ledger
+
+
+class Meetings(NamedTuple):
+    """Q buyers and those they ask, as numbers within their market."""
+
+    market: Int[Tensor, " Q"]
+    buyer: Int[Tensor, " Q"]
+    sellers: Int[Tensor, "Q S"]
+
+
+def meetings(markets: Sequence[Market], those: Sequence[int], turn: int) -> Meetings:
+    """Who asks whom in this turn, from 0 on: everyone who buys asks as many others as the terms say, in rotation."""
+    rows = []
+    for m in those:
+        agents, ask = markets[m].agents, min(markets[m].terms.sellers, len(markets[m].agents) - 1)
+        for i in (i for i, agent in enumerate(agents) if agent.buys):
+            rows.append([m, i, *((i + 1 + (turn * ask + s) % (len(agents) - 1)) % len(agents) for s in range(ask))])
+    table = torch.tensor(rows)
+    return Meetings(table[:, 0], table[:, 1], table[:, 2:])
+
+
+def trade(
+    net: nn.Module,
+    spec: PermutationSpec,
+    models: Stack,
+    books: Books,
+    markets: Sequence[Market],
+    those: Sequence[int],
+    splits: Splits,
+    turn: int,
+) -> tuple[Stack, Books]:
+    """Models and books after one turn of the markets `those`, which share their terms; the others stay as they are."""
+    terms, met, size = markets[those[0]].terms, meetings(markets, those, turn), len(markets[0].agents)
+    mine, others = met.market * size + met.buyer, met.market.unsqueeze(1) * size + met.sellers
+    lines = broker.lineup(net, spec, models, mine.tolist(), others.tolist(), terms.match, splits.quote.x)
+    buyers = [markets[m].agents[i] for m, i in zip(met.market.tolist(), met.buyer.tolist(), strict=True)]
+    own, before = _known(buyers, splits.test), take(lines, (slice(None), 0))
+    offer = _offer(net, lines, terms, splits.quote, own)
+    audited, tested = (broker.audit(net, before, offer.models, split) for split in (splits.audit, splits.test))
+    promised, deal, why = _settle(terms, buyers, met, offer, audited, books)
+    traded = torch.as_tensor(np.atleast_1d(deal.traded))
+    after = {name: tensor.clone() for name, tensor in models.items()}
+    for name in after:
+        after[name][mine[traded]] = offer.models[name][traded]
+    columns = _columns(markets, met, turn, terms, offer, promised, deal, why)
+    columns |= _gains(audited, tested, own, terms)
+    return after, _booked(
+        books, met, offer, audited, deal, written(books.ledger, columns, before, offer.models, traded)
+    )
+
+
+def _known(buyers: Sequence[Agent], test: Split) -> Bool[Tensor, "Q classes"]:
+    """The classes that a buyer has seen most of: half as often as its commonest, or oftener."""
+    classes = int(test.y.max()) + 1
+    counts = [torch.ones(classes) if b.split is None else b.split.y.bincount(minlength=classes) for b in buyers]
+    return torch.stack([2 * count >= count.max() for count in counts])
+
+
+def _offer(net: nn.Module, lines: Stack, terms: Terms, split: Split, own: Tensor) -> Quote:
+    """What the buyer would get: the best mixture on the split; by word alone, equal parts of it and the sellers."""
+    layers, sellers = broker.layer_count(lines), next(iter(lines.values())).shape[1] - 1
+    if terms.rule != "word":
+        weights = broker.mixtures(terms.shares, layers, sellers, terms.parts)
+        return broker.quote(net, lines, weights, split, own, terms.max_class_loss)
+    weights = broker.mixtures([0.5], layers, sellers)[-1:]
+    return broker.quote(net, lines, weights, split)
+
+
+def _settle(
+    terms: Terms, buyers: Sequence[Agent], met: Meetings, offer: Quote, audited: Audit, books: Books
+) -> tuple[np.ndarray, Deal, list[str]]:
+    """What every seller promises (points, or percent of the loss), the deals, and what hinders each, if anything."""
+    gains, scale = (audited.gain_points, 1) if terms.by == "accuracy" else (audited.gain_relative, 100)
+    quoted = offer.gain_points if terms.by == "accuracy" else 100 * offer.gain_relative
+    by_rule = {"word": np.full(len(buyers), terms.claim), "audit": scale * gains.low}
+    promised = by_rule.get(terms.rule, quoted.double().numpy())
+    value = promised.clip(min=0) * [buyer.bid for buyer in buyers]
+    asked = price.nash_price(value, terms.cost, terms.power).price
+    against = {
+        "no gain": promised <= 0 if terms.rule == "word" else (promised <= 0) | (offer.choice == 0).numpy(),
+        "seller not trusted": _doubted(books, met) & (terms.rule == "reputation"),
+        "no money": books.accounts[met.market, met.buyer].numpy() < 100 * np.nan_to_num(asked),
+    }
+    agreed = ~np.any(list(against.values()), axis=0)
+    warranty = {"promised": terms.warranted * promised, "found": scale * gains.mean} if terms.rule == "warranty" else {}
+    deal = price.settle(value, terms.cost, asked, asked * (1 - terms.fee), agreed=agreed, unit=0.01, **warranty)
+    against |= {"refunded": deal.refunded, "worth less than it costs": ~deal.traded}
+    return promised, deal, [next((why for why, holds in against.items() if holds[q]), "") for q in range(len(buyers))]
+
+
+def _doubted(books: Books, met: Meetings) -> np.ndarray:
+    return (books.reports[met.market.unsqueeze(1), met.sellers] < 0).any(dim=1).numpy()
+
+
+def _columns(
+    markets: Sequence[Market],
+    met: Meetings,
+    turn: int,
+    terms: Terms,
+    offer: Quote,
+    promised: np.ndarray,
+    deal: Deal,
+    why: list[str],
+) -> dict:
+    who = [(markets[m], m, i, s) for m, i, s in zip(*(part.tolist() for part in met), strict=True)]
+    return {
+        "market": [m for _, m, _, _ in who],
+        "seed": [market.seed for market, *_ in who],
+        "match": terms.match,
+        "rule": terms.rule,
+        "round": turn + 1,
+        "buyer": [market.agents[i].name for market, _, i, _ in who],
+        "seller": [" + ".join(market.agents[k].name for k in sellers) for market, _, _, sellers in who],
+        "share": (1 - offer.weights[:, :, 0].mean(dim=1)).numpy(),
+        "quoted": offer.gain_points.numpy(),
+        "promised": promised,
+        "paid": deal.paid,
+        "received": deal.received,
+        "buyer_surplus": deal.buyer,
+        "seller_surplus": deal.seller,
+        "traded": deal.traded,
+        "refunded": deal.refunded,
+        "why": why,
+    }
+
+
+def _gains(audited: Audit, tested: Audit, own: Bool[Tensor, "Q classes"], terms: Terms) -> dict:
+    kept = tested.class_points.where(own, torch.nan)
+    return {
+        "audited": audited.gain_points.mean,
+        "audited_low": audited.gain_points.low,
+        "tested": tested.gain_points.mean,
+        "relative": tested.gain_relative.mean,
+        "own_classes": kept.nanmean(dim=1).numpy(),
+    }
+
+
+def _booked(books: Books, met: Meetings, offer: Quote, audited: Audit, deal: Deal, ledger: Ledger) -> Books:
+    """Money moves, and every buyer reports what it found in what it bought."""
+    shares = offer.weights[:, :, 1:].mean(dim=1)
+    paid, received = (torch.as_tensor(np.atleast_1d(part)) for part in (deal.paid, deal.received))
+    accounts = move(books.accounts, met.market, met.buyer, met.sellers, shares, paid, received)
+    done = torch.as_tensor(np.atleast_1d(deal.traded)).double()
+    found = torch.as_tensor(audited.gain_points.mean).double() * done
+    reports = books.reports.index_put(
+        (met.market.unsqueeze(1).expand_as(met.sellers), met.sellers),
+        found.unsqueeze(1).expand(met.sellers.shape),
+        accumulate=True,
+    )
+    return Books(accounts, reports, ledger)
