@@ -12,7 +12,9 @@ from paramarket.__main__ import HOME
 
 # A module imports only from rooms before its own.
 ROOMS = ["base", "sources", "data", "weights", "mlps", "stack", "optim", "train", "symmetry", "align", "landscape"]
-ROOMS += ["merge", "cka", "route", "specialists", "decide", "charts", "pictures", "scatters", "plot", "teach"]
+ROOMS += ["merge", "cka", "route", "specialists", "price", "worth", "broker", "ledger"]
+ROOMS += ["terms", "trades", "market", "classroom"]
+ROOMS += ["decide", "charts", "pictures", "scatters", "tallies", "plot", "tasks", "teach"]
 ROOMS += ["runs", "sweep", "pages", "__main__"]
 MODULES = {path.stem: path for path in (HOME / "lib/paramarket").glob("*.py") if path.stem != "__init__"}
 

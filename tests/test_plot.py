@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from paramarket import charts, pictures, plot, scatters
+from paramarket import charts, pictures, plot, scatters, tallies
 
 SEEDS = torch.rand(5, generator=torch.Generator().manual_seed(0))
 
 
 def test_plot_passes_on_every_chart_and_picture():
-    for module in (charts, pictures, scatters):
+    for module in (charts, pictures, scatters, tallies):
         for name, value in vars(module).items():
             if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_") and name != "percent":
                 assert getattr(plot, name) is value

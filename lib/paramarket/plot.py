@@ -1,4 +1,4 @@
-"""One style, one function per picture: `charts`, `pictures`, `scatters` under one name, and what the case needs."""
+"""One style, one function per picture: four modules of pictures under one name, and what the case needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,11 +28,13 @@ from paramarket.charts import (
 )
 from paramarket.pictures import filters, image_row, loss_plane, matrices
 from paramarket.scatters import cka_heatmap, frontier, trails
+from paramarket.tallies import class_arrows, gain_rows, harm_table, labels_curve, surplus_bars
 
-__all__ = ["cka_heatmap", "class_accuracy", "controls", "curves", "filters", "frontier", "image_row"]
-__all__ += ["layer_bars", "learning_curves", "loss_path", "loss_plane", "matrices", "money_bars", "panels"]
-__all__ += ["share_bars"]
-__all__ += ["style", "sweeps", "trails", "turning", "ways"]
+__all__ = ["cka_heatmap", "class_accuracy", "class_arrows", "controls", "curves", "filters", "frontier"]
+__all__ += ["gain_rows", "harm_table", "image_row", "labels_curve", "layer_bars", "learning_curves", "loss_path"]
+__all__ += ["loss_plane"]
+__all__ += ["matrices", "money_bars", "panels", "share_bars", "style", "surplus_bars", "sweeps"]
+__all__ += ["trails", "turning", "ways"]
 
 
 def style() -> None:

@@ -7,37 +7,23 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from paramarket import align, cka, merge, stack, train
+from paramarket import align, cka, merge, stack, tasks, train
 from paramarket.base import DataError, atomic
 from paramarket.data import Split
+from paramarket.tasks import check_best_share, check_better_bid, check_rounds_to, check_split_cents
+
+__all__ = ["check_average", "check_best_share", "check_better_bid", "check_cka", "check_copy_barriers", "check_fool"]
+__all__ += ["check_match_layer", "check_merge_method", "check_rounds_to", "check_same_mistake", "check_split_cents"]
+__all__ += ["check_swap_units", "student_copy"]
 
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION", re.S | re.M)
-
-
-def _fresh() -> torch.Generator:
-    """Another generator at every call: an answer cannot be fitted to the check."""
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
-def _check(name: str, test: Callable[[], str]) -> None:
-    """Run a test that says what is wrong, or nothing, and tell the learner; an unwritten exercise is no error."""
-    try:
-        wrong = test()
-    except NotImplementedError:
-        print(f"… {name} is not written yet.")
-        return
-    except Exception as error:  # the learner's own code may raise anything: say it, do not end the notebook
-        wrong = f"it raised {type(error).__name__}: {error}"
-    print(f"✗ {name}: {wrong}" if wrong else f"✓ {name} holds on fresh random input.")
 
 
 def check_same_mistake(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], float]) -> None:
     """Notebook 01: how often two networks give the same answer among the images that both get wrong."""
 
     def test() -> str:
-        a, b, truth = torch.randint(0, 4, (3, 400), generator=_fresh())
+        a, b, truth = torch.randint(0, 4, (3, 400), generator=tasks.fresh())
         found, wrong = float(answer(a, b, truth)), [k for k in range(400) if a[k] != truth[k] and b[k] != truth[k]]
         expected = sum(bool(a[k] == b[k]) for k in wrong) / len(wrong)
         if abs(found - expected) < 1e-6:
@@ -46,14 +32,14 @@ def check_same_mistake(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tenso
             f"it says {found:.3f}, expected {expected:.3f}: look only at the {len(wrong)} images that both get wrong."
         )
 
-    _check("same_mistake", test)
+    tasks.tell("same_mistake", test)
 
 
 def check_average(answer: Callable[[stack.Params, stack.Params], stack.Params]) -> None:
     """Notebook 01: the model half-way between two models."""
 
     def test() -> str:
-        fresh = _fresh()
+        fresh = tasks.fresh()
         a, b = (
             {"0.weight": torch.randn(3, 2, generator=fresh), "0.bias": torch.randn(3, generator=fresh)}
             for _ in range(2)
@@ -67,14 +53,14 @@ def check_average(answer: Callable[[stack.Params, stack.Params], stack.Params]) 
         bad = [name for name in a if not torch.allclose(found[name], (a[name] + b[name]) / 2)]
         return f"{bad[0]!r} is not half-way between the two." if bad else ""
 
-    _check("average", test)
+    tasks.tell("average", test)
 
 
 def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -> None:
     """Notebook 01: swap two units of the first hidden layer without changing what the network computes."""
 
     def test() -> str:
-        fresh, net = _fresh(), stack.mlp(5, [7, 4], 3)
+        fresh, net = tasks.fresh(), stack.mlp(5, [7, 4], 3)
         x, (i, j) = torch.randn(300, 5, generator=fresh), torch.randperm(7, generator=fresh)[:2].tolist()
         params = stack.take(stack.init(net, 1, seed=fresh.initial_seed() % 2**31), 0)
         found = answer({name: tensor.clone() for name, tensor in params.items()}, i, j)
@@ -92,14 +78,14 @@ def check_swap_units(answer: Callable[[stack.Params, int, int], stack.Params]) -
             "A unit owns a row of 1.weight, an entry of 1.bias and a column of 3.weight."
         )
 
-    _check("swap_units", test)
+    tasks.tell("swap_units", test)
 
 
 def check_match_layer(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     """Notebook 02: the order of B's units that fits A's best, judged by what they read."""
 
     def test() -> str:
-        fresh = _fresh()
+        fresh = tasks.fresh()
         a, b = torch.randn(2, 12, 6, generator=fresh)
         found = torch.as_tensor(answer(a.clone(), b.clone()))
         if sorted(found.tolist()) != list(range(12)):
@@ -113,14 +99,14 @@ def check_match_layer(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
         hint = " You have it the wrong way round: place i takes B's unit order[i]." if mixed_up else ""
         return f"the units in your order are alike by {reached:.2f} in sum, {best:.2f} is possible.{hint}"
 
-    _check("match_layer", test)
+    tasks.tell("match_layer", test)
 
 
 def check_copy_barriers(answer: Callable[..., tuple[float, float]]) -> None:
     """Notebook 02: the barrier between a network and its own reordered copy, before and after matching."""
 
     def test() -> str:
-        fresh, net = _fresh(), stack.mlp(8, [32, 32], 4)
+        fresh, net = tasks.fresh(), stack.mlp(8, [32, 32], 4)
         spec, x = align.permutation_spec(net, torch.zeros(1, 8)), torch.randn(200, 8, generator=fresh)
         start = stack.init(net, 1, seed=fresh.initial_seed() % 2**31)
         params = {name: 3 * tensor for name, tensor in stack.take(start, 0).items()}
@@ -133,14 +119,14 @@ def check_copy_barriers(answer: Callable[..., tuple[float, float]]) -> None:
             return f"the barrier before matching is {before:.3f}, expected {expected:.3f} on a path of 11 points."
         return f"the barrier after matching is {after:.3f}, expected 0." if abs(after) > 1e-4 else ""
 
-    _check("copy_barriers", test)
+    tasks.tell("copy_barriers", test)
 
 
 def check_merge_method(answer: Callable[..., stack.Params]) -> None:
     """Notebook 02: a way to merge of the learner's own, under the signature that all ways share."""
 
     def test() -> str:
-        fresh, net = _fresh(), stack.mlp(6, [5, 4], 3)
+        fresh, net = tasks.fresh(), stack.mlp(6, [5, 4], 3)
         spec, split = align.permutation_spec(net, torch.zeros(1, 6)), _labelled(torch.randn(40, 6, generator=fresh))
         models = stack.init(net, 2, seed=fresh.initial_seed() % 2**31)
         kept = {name: tensor.clone() for name, tensor in models.items()}
@@ -157,14 +143,14 @@ def check_merge_method(answer: Callable[..., stack.Params]) -> None:
         bad = [name for name in same if not torch.allclose(same[name], twins[name][0], atol=1e-4)]
         return f"two equal models should merge into that model, but {bad[0]!r} differs." if bad else ""
 
-    _check("merge_method", test)
+    tasks.tell("merge_method", test)
 
 
 def check_cka(answer: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
     """Notebook 03: linear CKA, biased, of two tensors [n, p] and [n, q]."""
 
     def test() -> str:
-        fresh = _fresh()
+        fresh = tasks.fresh()
         x, noise = torch.randn(200, 6, generator=fresh) + 3, torch.randn(200, 9, generator=fresh)
         turn = torch.linalg.qr(torch.randn(6, 6, generator=fresh))[0]
         moved = float(answer(x.clone(), 2 * x @ turn - 5))
@@ -177,14 +163,14 @@ def check_cka(answer: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
             f"for a random pair it says {found:.3f}, expected {expected:.3f}." if abs(found - expected) > 1e-3 else ""
         )
 
-    _check("my_cka", test)
+    tasks.tell("my_cka", test)
 
 
 def check_fool(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Notebook 03: a copy of x [n, p] that differs in one example and whose CKA with x is below .1."""
 
     def test() -> str:
-        x = torch.randn(1000, 10, generator=_fresh())
+        x = torch.randn(1000, 10, generator=tasks.fresh())
         kept, found = x.clone(), answer(x)
         if not torch.equal(x, kept):
             return "it changes x itself: make a copy with x.clone()."
@@ -195,7 +181,7 @@ def check_fool(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
             return f"{changed} examples differ, expected one."
         return f"the CKA is still {value:.3f}: move the one example further away." if value >= 0.1 else ""
 
-    _check("fool", test)
+    tasks.tell("fool", test)
 
 
 def _labelled(x: torch.Tensor) -> Split:

@@ -1,0 +1,93 @@
+"""How a learner's code is checked, and the checks of the notebooks on prices and markets. `teach` passes them on."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def fresh() -> torch.Generator:
+    """Another generator at every call: an answer cannot be fitted to the check."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def tell(name: str, test: Callable[[], str]) -> None:
+    """Run a test that says what is wrong, or nothing, and tell the learner; an unwritten exercise is no error."""
+    try:
+        wrong = test()
+    except NotImplementedError:
+        print(f"… {name} is not written yet.")
+        return
+    except Exception as error:  # the learner's own code may raise anything: say it, do not end the notebook
+        wrong = f"it raised {type(error).__name__}: {error}"
+    print(f"✗ {name}: {wrong}" if wrong else f"✓ {name} holds on fresh random input.")
+
+
+def check_best_share(answer: Callable[[float, float], tuple[float, float]]) -> None:
+    """Notebook 06: the seller's share with the least squared error, estimates being independent; and that error."""
+
+    def test() -> str:
+        v_b, v_s = (torch.rand(2, generator=fresh()) + 0.1).tolist()
+        share, error = map(float, answer(v_b, v_s))
+        grid = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+        bowl = (1 - grid) ** 2 * v_b + grid**2 * v_s
+        if abs(share - grid[bowl.argmin()].item()) > 1e-3:
+            hint = " That is the buyer's own share." if abs(1 - share - grid[bowl.argmin()].item()) < 1e-3 else ""
+            return (
+                f"for V_b = {v_b:.3f}, V_s = {v_s:.3f} it says w = {share:.3f}, but the bowl is lowest elsewhere.{hint}"
+            )
+        return "" if abs(error - bowl.min().item()) < 1e-5 else f"the share is right; the error is not {error:.4f}."
+
+    tell("best_share", test)
+
+
+def check_better_bid(answer: Callable[[float], float]) -> None:
+    """Notebook 06: a bid that beats the truth where the price is the mean of bid and ask, asks true and uniform."""
+
+    def test() -> str:
+        asks = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+        for value in (0.1 + 0.9 * torch.rand(5, generator=fresh())).tolist():
+            bid = float(answer(value))
+            won, honest = ((value - (b + asks) / 2)[asks <= b].sum().item() / len(asks) for b in (bid, value))
+            if not won > honest + 1e-6:
+                return f"with a value of {value:.2f}, a bid of {bid:.2f} wins {won:.4f}; the truth wins {honest:.4f}."
+        return ""
+
+    tell("better_bid", test)
+
+
+def check_split_cents(answer: Callable[[int, list[float]], list[int]]) -> None:
+    """Notebook 07: a sum in whole cents shared out among sellers; not a cent more or less."""
+
+    def test() -> str:
+        drawn = fresh()
+        for sellers in (1, 2, 3, 7):
+            cents, shares = int(torch.randint(0, 10_000, (1,), generator=drawn)), torch.rand(sellers, generator=drawn)
+            shares = (shares / shares.sum()).tolist()
+            parts = list(answer(cents, list(shares)))
+            if len(parts) != sellers or any(part != int(part) or part < 0 for part in parts):
+                return f"{cents} cents for {sellers} sellers: expected as many whole numbers from 0, got {parts}."
+            if sum(parts) != cents:
+                return f"{cents} cents became {sum(parts)}: {parts}."
+            far = max(abs(part - share * cents) for part, share in zip(parts, shares, strict=True))
+            if far > sellers:
+                return f"one of {parts} is {far:.0f} cents away from its share of {cents}."
+        return ""
+
+    tell("split_cents", test)
+
+
+def check_rounds_to(answer: Callable[[torch.Tensor, float], int | None]) -> None:
+    """Notebook 07: the first round, from 1 on, whose accuracy reaches a goal; None if none does."""
+
+    def test() -> str:
+        curve = torch.rand(12, generator=fresh()).cummax(dim=0).values * 0.9
+        for goal in (curve[0].item() / 2, curve[5].item(), 0.95):
+            reached = [k + 1 for k, accuracy in enumerate(curve.tolist()) if accuracy >= goal]
+            found, expected = answer(curve, goal), reached[0] if reached else None
+            if found != expected:
+                return f"for the goal {goal:.2f} it says {found}, expected {expected}."
+        return ""
+
+    tell("rounds_to", test)

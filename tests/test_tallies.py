@@ -1,0 +1,61 @@
+import matplotlib.colors
+import pytest
+import torch
+
+from paramarket import tallies
+from paramarket.base import interval
+
+
+def test_arrows_go_from_before_to_after_and_bear_the_colour_of_their_direction(drawn):
+    before = torch.tensor([[0.5, 0.9], [0.7, 0.7]])
+    change = torch.tensor([[10.0, -20.0], [10.0, 0.0]])
+    tallies.class_arrows(before, {"free": change, "guarded": 0 * change}, torch.tensor([False, True]), ["a", "b"], "t")
+    free, guarded = drawn()
+    ends = [(arrow.xyann, arrow.xy) for arrow in free.texts]
+    for (start, end), (was, becomes) in zip(ends, [(0.6, 0.7), (0.8, 0.7)], strict=True):
+        assert (start[1], end[1]) == pytest.approx((was, becomes), abs=1e-6)
+    colours = [arrow.arrowprops["color"] for arrow in free.texts]
+    assert colours == [tallies.COLOURS[2], tallies.COLOURS[3]]
+    assert len(free.patches) == len(guarded.patches) == 1  # one kind was known well
+    assert [label.get_text() for label in guarded.get_xticklabels()] == ["a", "b"]
+
+
+def test_a_purchase_is_a_row_with_what_was_told_audited_and_true(drawn):
+    audited = interval(torch.rand(50, 3).numpy(), "examples")
+    tallies.gain_rows(["x", "y", "z"], torch.tensor([1.0, 2.0, 3.0]), audited, torch.tensor([0.5, 1.5, 2.5]), "title")
+    (axis,) = drawn()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["x", "y", "z"]
+    data = [list(line.get_xdata()) for line in axis.lines]
+    assert [1.0, 2.0, 3.0] in data
+    assert [0.5, 1.5, 2.5] in data
+    assert audited.low.tolist() in data
+
+
+def test_a_purchase_is_read_off_at_its_own_height(drawn):
+    curve = torch.tensor([[0.5, 0.6, 0.8], [0.6, 0.7, 0.8]])
+    tallies.labels_curve([0, 50, 400], curve, {"free": (torch.tensor([0.7, 0.72]), torch.tensor([200.0, 210.0]))}, "t")
+    (axis,) = drawn()
+    dropped = axis.lines[1]
+    assert dropped.get_xdata() == pytest.approx([0, 205, 205])
+    assert dropped.get_ydata()[0] == pytest.approx(0.71)
+    assert [text.get_text() for text in axis.texts] == ["≈ 205"]
+
+
+def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_kept(drawn):
+    half = torch.tensor([0.5, 0.5])
+    bars = {"all": {"buyer": half, "seller": half}, "some": {"buyer": half, "seller": half / 2, "lost": half / 2}}
+    tallies.surplus_bars({**bars, "none": {"buyer": 0 * half}}, "euros", "title")
+    (axis,) = drawn()
+    assert [text.get_text() for text in axis.texts] == ["100.0% kept", "75.0% kept", "nothing there"]
+    assert max(bar.get_x() + bar.get_width() for bar in axis.patches) == pytest.approx(1)
+    assert [text.get_text() for text in axis.get_legend().texts] == ["buyer", "seller", "lost"]
+
+
+def test_a_harm_table_names_every_field_and_is_white_at_zero(drawn):
+    rows = {"honest": {"quote": torch.tensor([4.0, 6.0])}, "cheat": {"quote": torch.tensor([-9.0, -11.0])}}
+    tallies.harm_table(rows, ("seller", "rule", "points"), "title")
+    axis = drawn()[0]
+    assert [text.get_text().split("\n")[0] for text in axis.texts] == ["+5.0", "-10.0"]
+    (image,) = axis.images
+    assert image.get_clim() == (-10, 10)
+    assert sum(matplotlib.colors.to_rgb(image.cmap(image.norm(0)))) > 2.8
