@@ -29,6 +29,14 @@ KEYS = {
         *(f"merged_loss_at_{when}_{angle}" for when in ("start", "critical", "end") for angle in (10, 20, 30)),
         "cka_loss_rank_correlation",
     ],
+    "06_price_the_gain": [
+        *("gain_points", "gain_relative", "gain_relative_on_quote", "winners_curse", "own_class_change"),
+        *("worth_labels", "nash_price", "posted_price", "strategic_share"),
+    ],
+    "07_run_the_market": [
+        *("accuracy_alone", "accuracy_trading", "gain_points", "first_trade_gain_aligned"),
+        *("first_trade_gain_unaligned", "money_error", "poisoned_trades"),
+    ],
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
