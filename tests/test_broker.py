@@ -156,7 +156,7 @@ def test_without_a_match_the_models_stay_as_they_are(split):
 def test_a_pair_is_matched_once_and_the_way_back_is_the_inverse(match, split, monkeypatch):
     net, asked = NETS["MLP"](), []
     spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
-    matcher = getattr(align, f"{dict(weights='weight', activations='activation')[match]}_matching")
+    matcher = getattr(align, f"{match[:-1]}_matching")
 
     def counted(*args, **more):
         asked.append(matcher(*args, **more))

@@ -46,7 +46,11 @@ def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_ke
     bars = {"all": {"buyer": half, "seller": half}, "some": {"buyer": half, "seller": half / 2, "lost": half / 2}}
     tallies.surplus_bars({**bars, "none": {"buyer": 0 * half}}, "euros", "title")
     (axis,) = drawn()
-    assert [text.get_text() for text in axis.texts] == ["100.0% kept", "75.0% kept", "nothing there"]
+    assert [text.get_text() for text in axis.texts] == [
+        "all kept",
+        "75.0% kept; lost 0.25 [0.25, 0.25]",
+        "nothing there",
+    ]
     assert max(bar.get_x() + bar.get_width() for bar in axis.patches) == pytest.approx(1)
     assert [text.get_text() for text in axis.get_legend().texts] == ["buyer", "seller", "lost"]
 

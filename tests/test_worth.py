@@ -57,7 +57,9 @@ def test_labels_read_a_curve_backwards(buyers, points):
 
 
 def test_a_dip_in_a_learning_curve_counts_as_level():
-    assert worth.labels(torch.tensor([[0.5, 0.7, 0.6, 0.9]]), [0, 10, 20, 30], torch.tensor([0.65])).item() == pytest.approx(7.5)
+    assert worth.labels(
+        torch.tensor([[0.5, 0.7, 0.6, 0.9]]), [0, 10, 20, 30], torch.tensor([0.65])
+    ).item() == pytest.approx(7.5)
     with pytest.raises(ShapeError, match="a curve of 2 points"):
         worth.labels(torch.rand(1, 2), [0, 1, 2], torch.rand(1))
     with pytest.raises(ShapeError, match="ascending"):
@@ -86,7 +88,7 @@ def test_lemons_end_a_market_without_a_warranty_once_the_average_does_not_pay_th
     assert (blind.diff(dim=1) <= 1e-9).all()
     for k, share in enumerate(shares):
         assert (blind[0, k] > 0) == ((1 - share) * good + share * bad > cost)
-        assert insured[0, k].item() == pytest.approx((1 - share) * kept * max(good - cost, 0))
+        assert insured[0, k].item() == pytest.approx((1 - share) * max(kept * good - cost, 0))
 
 
 def test_the_parties_share_all_that_there_is():

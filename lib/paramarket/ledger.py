@@ -15,11 +15,11 @@ from paramarket.stack import Params, Stack, content_hash, take
 class Ledger(NamedTuple):
     """What happened, and what it takes to undo it.
 
-    rows: one row a quote, its index the trade's number: market, seed, match, rule, round, buyer, seller; share (of the
-    sellers in what was bought), quoted, audited, tested (gains in accuracy points on the three splits), audited_low,
-    relative (the tested share of the loss before), own_classes (tested points on the classes the buyer knew best),
-    promised, paid, received, buyer_surplus, seller_surplus (euros), traded, refunded, why (there is no trade, if
-    there is none), hash (of what was bought)
+    rows: one row a quote, its index the trade's number: market, seed, match, rule, round, buyer, seller (those with a
+    part in the offer, or else all who were asked); share (theirs in it), quoted, audited, tested (gains in accuracy
+    points on the three splits), audited_low, relative (the tested share of the loss before), own_classes (tested points
+    on the classes the buyer knew best), promised, paid, received, buyer_surplus, seller_surplus (euros), traded,
+    refunded, why (there is no trade, if there is none), hash (of what was bought)
     before: the buyer's weights before each trade, by its number
     """
 
@@ -58,6 +58,7 @@ def move(
     paid, received [Q]: euros; the difference is the broker's
     """
     out, into = ((100 * euros).round().long() for euros in (paid, received))
+    shares = shares.double()  # in float32 a third of 300 cents may be 99
     parts = (into.unsqueeze(1) * shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-12)).floor().long()
     parts[:, 0] += into - parts.sum(dim=1)
     after = accounts.clone()

@@ -72,7 +72,7 @@ def run(
         for those in _alike(markets, turn):
             models, books = _open(net, spec, models, books, markets, those, splits, turn)
         seen.append(evaluate(net, models, splits.test).accuracy.cpu().view(len(markets), size))
-        had.append(books.accounts / 100)
+        had.append(books.accounts.double() / 100)
     return Outcome(books.ledger, models, torch.stack(seen, dim=1), torch.stack(had, dim=1))
 
 

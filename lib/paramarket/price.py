@@ -38,7 +38,7 @@ def settle(
     paid: Numbers,
     received: Numbers | None = None,
     *,
-    agreed: bool | np.ndarray = True,
+    agreed: bool | np.bool_ | np.ndarray = True,
     unit: float = 0.0,
     promised: Numbers | None = None,
     found: Numbers | None = None,
@@ -98,7 +98,7 @@ def _empirical(sample: np.ndarray, cost: float) -> tuple[float, float, float]:
 def _monopoly(values: Any, cost: float) -> tuple[float, float, float]:
     if (above := values.sf(cost)) == 0:
         return cost, 0.0, 0.0
-    grid = values.isf(above * expit(np.linspace(-140, 40, 6001))).clip(cost)  # heavy tails need the quantile 1e-60
+    grid = values.isf(above * expit(np.linspace(-140, 40, 6001)))  # heavy tails need the quantile 1e-60
     best = _peak(lambda p: (p - cost) * values.sf(p), lambda p: values.sf(p) - (p - cost) * values.pdf(p), grid)
     return best, (best - cost) * values.sf(best), values.sf(best)
 
@@ -177,7 +177,7 @@ def nash_price(
     return Bargain(_plain(np.where(feasible, inside, np.nan)), _plain(feasible))
 
 
-def _kept(utility: Callable, pie: np.ndarray, owed: np.ndarray, power: np.ndarray) -> np.ndarray:
+def _kept(utility: Callable, pie: Numbers, owed: Numbers, power: Numbers) -> Numbers:
     """The buyer's share of the pie, by golden section: the product has one peak, and a share too small counts as -1."""
     low, high = np.zeros_like(pie), pie
     for _ in range(80):  # .618^80 = 2e-17
@@ -245,5 +245,5 @@ def _numbers(**given: Any) -> list[np.ndarray]:
     return list(np.broadcast_arrays(*arrays))
 
 
-def _plain(array: np.ndarray) -> Any:
+def _plain(array: np.ndarray | np.generic) -> Any:
     return array.item() if np.ndim(array) == 0 else array

@@ -30,7 +30,7 @@ def class_arrows(
         was, becomes = (of.mean(dim=0).tolist() for of in (before, before + change / 100))
         for k, (start, end) in enumerate(zip(was, becomes, strict=True)):
             colour = COLOURS[2] if end >= start else COLOURS[3]
-            look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.5, "mutation_scale": 14, "shrinkA": 0}
+            look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.5, "mutation_scale": 9, "shrinkA": 0}
             axis.annotate("", (k, end), (k, start), arrowprops=look | {"shrinkB": 0})
             axis.plot(k, start, "o", color=colour, markersize=5)
             if known[k]:
@@ -79,10 +79,8 @@ def labels_curve(
         height, at = accuracy.mean().item(), labels.mean().item()
         axis.plot([0, at, at], [height, height, mean.min()], "--", color=COLOURS[k], linewidth=2, label=name)
         axis.annotate(f"≈ {at:.0f}", (at, mean.min()), xytext=(4, 4), textcoords="offset points", color=COLOURS[k])
-    axis.set(title=title, xlabel="labelled images more, of the rare kinds", ylabel="accuracy", xscale="symlog")
-    axis.set_xscale("symlog", linthresh=50)
+    axis.set(title=title, xlabel="labelled images more, of the rare kinds", ylabel="accuracy")
     axis.set_xticks(extra, [f"{count:,}" for count in extra])
-    axis.minorticks_off()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     percent(axis)
     plt.show()
@@ -91,7 +89,7 @@ def labels_curve(
 def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], quantity: str, title: str) -> None:
     """One bar a rule: what buyer, seller and broker get, and what is lost of what there is; see `worth.parties`.
 
-    Beside each bar stands the share that is not lost; its interval over the groups at the end of the coloured part.
+    Beside each bar stands the share that is not lost, and what is, with its interval over the groups.
     """
     _, axis = plt.subplots(figsize=(7.2, 1.6 + 0.45 * len(bars)))
     for row, parts in enumerate(bars.values()):
@@ -100,10 +98,7 @@ def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], qua
             mean = values.mean().item()
             axis.barh(row, mean, left=left, height=0.6, color=PARTIES[part], hatch="//" if part == "lost" else None)
             left += mean
-        mean, low, high = interval(sum(values for part, values in parts.items() if part != "lost"))
-        axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color="black", capsize=5)
-        share = f"{mean / left:.1%} kept" if left else "nothing there"
-        axis.annotate(share, (1.02, row), xycoords=("axes fraction", "data"), va="center", weight="bold")
+        axis.annotate(_kept(parts), (1.02, row), xycoords=("axes fraction", "data"), va="center", weight="bold")
     axis.set(title=title, xlabel=quantity)
     axis.set_yticks(range(len(bars)), list(bars))
     axis.invert_yaxis()
@@ -112,6 +107,16 @@ def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], qua
     patches = [Patch(color=colour, label=part) for part, colour in PARTIES.items() if part in shown]
     axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.35), ncols=4)
     plt.show()
+
+
+def _kept(parts: Mapping[str, Float[Tensor, " groups"]]) -> str:
+    whole = sum(parts.values()).sum().item()
+    if whole <= 0:
+        return "nothing there"
+    lost = parts.get("lost")
+    if lost is None:
+        return "all kept"
+    return "{:.1%} kept; lost {:.2g} [{:.2g}, {:.2g}]".format(1 - lost.sum().item() / whole, *interval(lost))
 
 
 def harm_table(

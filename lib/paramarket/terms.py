@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from paramarket.base import ParameterError, stream, unknown
 from paramarket.broker import MATCHES, PARTS
@@ -11,6 +11,7 @@ from paramarket.stack import Params
 
 FORMS = ("alone", "trade", "average")
 RULES = ("word", "quote", "audit", "warranty", "reputation")
+MEASURES = ("accuracy", "loss")
 GRID = tuple(round(0.05 + 0.1 * k, 2) for k in range(10))  # the authors' purchase weights; no purchase is always there
 
 
@@ -30,10 +31,10 @@ class Terms:
     first, every: rounds · sellers: how many a buyer asks in a round, in rotation · parts: "whole" | "layers"
     """
 
-    form: Literal["alone", "trade", "average"] = "trade"
+    form: str = "trade"
     match: str = "activations"
     rule: str = "audit"
-    by: Literal["accuracy", "loss"] = "accuracy"
+    by: str = "accuracy"
     shares: tuple[float, ...] = GRID
     parts: str = "whole"
     sellers: int = 1
@@ -47,12 +48,17 @@ class Terms:
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, known in {"form": FORMS, "match": MATCHES, "rule": RULES, "parts": PARTS}.items():
+        for name, known in {"form": FORMS, "match": MATCHES, "rule": RULES, "by": MEASURES, "parts": PARTS}.items():
             if getattr(self, name) not in known:
                 raise ParameterError(unknown(name, getattr(self, name), known))
         for name in ("power", "fee", "warranted"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ParameterError(f"{name} = {getattr(self, name)}, expected a number between 0 and 1.")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise ParameterError(f"shares = {self.shares}, expected one or more numbers between 0 and 1.")
+        if not (self.max_class_loss >= 0 and self.claim < float("inf")):
+            found = f"max_class_loss = {self.max_class_loss}, claim = {self.claim}"
+            raise ParameterError(f"{found}: expected 0 or more points, and a finite number of them.")
         if not self.cost >= 0 or self.first < 1 or self.every < 1 or not 1 <= self.sellers <= 3:
             found = f"cost = {self.cost}, first = {self.first}, every = {self.every}, sellers = {self.sellers}"
             raise ParameterError(f"{found}: expected a cost from 0, first and every from 1, one to three sellers.")
@@ -75,7 +81,7 @@ class Agent(NamedTuple):
 def plants(split: Split, classes: int, count: int, share: float, bid: float, seed: int) -> list[Agent]:
     """Agents A, B, … that rarely see half of the classes, each another half: of these they hold only that share.
 
-    For two agents the halves are the second and the first, as in the authors' code.
+    For two agents, and an even number of classes, A lacks the second half and B the first.
     """
     if not 1 <= count <= 26:
         raise ParameterError(f"count = {count}, expected 1 to 26 agents.")

@@ -14,7 +14,7 @@ from paramarket.broker import Audit, Quote
 from paramarket.data import Split
 from paramarket.ledger import Ledger, move, written
 from paramarket.price import Deal
-from paramarket.stack import Stack, take
+from paramarket.stack import Stack, forward, take
 from paramarket.terms import Agent, Market, Terms
 
 
@@ -45,13 +45,16 @@ class Meetings(NamedTuple):
 
 
 def meetings(markets: Sequence[Market], those: Sequence[int], turn: int) -> Meetings:
-    """Who asks whom in this turn, from 0 on: everyone who buys asks as many others as the terms say, in rotation."""
-    rows = []
+    """Who asks whom in this turn, from 0 on: everyone who buys asks as many others as the terms say, in rotation.
+
+    The rotation goes on from opening to opening, so that a market which opens seldom leaves nobody out.
+    """
+    terms, others, rows = markets[those[0]].terms, len(markets[those[0]].agents) - 1, []
+    ask, opening = min(terms.sellers, others), (turn + 1 - terms.first) // terms.every
     for m in those:
-        agents, ask = markets[m].agents, min(markets[m].terms.sellers, len(markets[m].agents) - 1)
-        for i in (i for i, agent in enumerate(agents) if agent.buys):
-            rows.append([m, i, *((i + 1 + (turn * ask + s) % (len(agents) - 1)) % len(agents) for s in range(ask))])
-    table = torch.tensor(rows)
+        for i in (i for i, agent in enumerate(markets[m].agents) if agent.buys):
+            rows.append([m, i, *((i + 1 + (opening * ask + s) % others) % (others + 1) for s in range(ask))])
+    table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 2 + ask)
     return Meetings(table[:, 0], table[:, 1], table[:, 2:])
 
 
@@ -67,10 +70,13 @@ def trade(
 ) -> tuple[Stack, Books]:
     """Models and books after one turn of the markets `those`, which share their terms; the others stay as they are."""
     terms, met, size = markets[those[0]].terms, meetings(markets, those, turn), len(markets[0].agents)
+    if not len(met.buyer):
+        return models, books
     mine, others = met.market * size + met.buyer, met.market.unsqueeze(1) * size + met.sellers
     lines = broker.lineup(net, spec, models, mine.tolist(), others.tolist(), terms.match, splits.quote.x)
     buyers = [markets[m].agents[i] for m, i in zip(met.market.tolist(), met.buyer.tolist(), strict=True)]
-    own, before = _known(buyers, splits.test), take(lines, (slice(None), 0))
+    before = take(lines, (slice(None), 0))
+    own = _known(buyers, forward(net, before, splits.test.x[:1]).shape[-1])
     offer = _offer(net, lines, terms, splits.quote, own)
     audited, tested = (broker.audit(net, before, offer.models, split) for split in (splits.audit, splits.test))
     promised, deal, why = _settle(terms, buyers, met, offer, audited, books)
@@ -79,21 +85,20 @@ def trade(
     for name in after:
         after[name][mine[traded]] = offer.models[name][traded]
     columns = _columns(markets, met, turn, terms, offer, promised, deal, why)
-    columns |= _gains(audited, tested, own, terms)
+    columns |= _gains(audited, tested, own)
     return after, _booked(
         books, met, offer, audited, deal, written(books.ledger, columns, before, offer.models, traded)
     )
 
 
-def _known(buyers: Sequence[Agent], test: Split) -> Bool[Tensor, "Q classes"]:
+def _known(buyers: Sequence[Agent], classes: int) -> Bool[Tensor, "Q classes"]:
     """The classes that a buyer has seen most of: half as often as its commonest, or oftener."""
-    classes = int(test.y.max()) + 1
     counts = [torch.ones(classes) if b.split is None else b.split.y.bincount(minlength=classes) for b in buyers]
     return torch.stack([2 * count >= count.max() for count in counts])
 
 
 def _offer(net: nn.Module, lines: Stack, terms: Terms, split: Split, own: Tensor) -> Quote:
-    """What the buyer would get: the best mixture on the split; by word alone, equal parts of it and the sellers."""
+    """What the buyer would get: the best mixture on the split; by word alone, half of it, and the sellers."""
     layers, sellers = broker.layer_count(lines), next(iter(lines.values())).shape[1] - 1
     if terms.rule != "word":
         weights = broker.mixtures(terms.shares, layers, sellers, terms.parts)
@@ -111,21 +116,27 @@ def _settle(
     by_rule = {"word": np.full(len(buyers), terms.claim), "audit": scale * gains.low}
     promised = by_rule.get(terms.rule, quoted.double().numpy())
     value = promised.clip(min=0) * [buyer.bid for buyer in buyers]
-    asked = price.nash_price(value, terms.cost, terms.power).price
+    cost = terms.cost * np.maximum(_given(offer).sum(dim=1).numpy(), 1)  # each seller's own
+    asked = np.minimum(price.nash_price(value, cost, terms.power).price, np.floor(100 * value) / 100)  # whole cents
     against = {
         "no gain": promised <= 0 if terms.rule == "word" else (promised <= 0) | (offer.choice == 0).numpy(),
-        "seller not trusted": _doubted(books, met) & (terms.rule == "reputation"),
+        "seller not trusted": _doubted(books, met, offer) & (terms.rule == "reputation"),
         "no money": books.accounts[met.market, met.buyer].numpy() < 100 * np.nan_to_num(asked),
     }
     agreed = ~np.any(list(against.values()), axis=0)
     warranty = {"promised": terms.warranted * promised, "found": scale * gains.mean} if terms.rule == "warranty" else {}
-    deal = price.settle(value, terms.cost, asked, asked * (1 - terms.fee), agreed=agreed, unit=0.01, **warranty)
-    against |= {"refunded": deal.refunded, "worth less than it costs": ~deal.traded}
+    deal = price.settle(value, cost, asked, asked * (1 - terms.fee), agreed=agreed, unit=0.01, **warranty)
+    against |= {"refunded": deal.refunded, "no price suits both": ~deal.traded}
     return promised, deal, [next((why for why, holds in against.items() if holds[q]), "") for q in range(len(buyers))]
 
 
-def _doubted(books: Books, met: Meetings) -> np.ndarray:
-    return (books.reports[met.market.unsqueeze(1), met.sellers] < 0).any(dim=1).numpy()
+def _given(offer: Quote) -> Bool[Tensor, "Q S"]:
+    """Which of those who were asked have a part in what is offered."""
+    return (offer.weights[:, :, 1:] > 0).any(dim=1)
+
+
+def _doubted(books: Books, met: Meetings, offer: Quote) -> np.ndarray:
+    return (_given(offer) & (books.reports[met.market.unsqueeze(1), met.sellers] < 0)).any(dim=1).numpy()
 
 
 def _columns(
@@ -138,7 +149,11 @@ def _columns(
     deal: Deal,
     why: list[str],
 ) -> dict:
-    who = [(markets[m], m, i, s) for m, i, s in zip(*(part.tolist() for part in met), strict=True)]
+    given = [
+        [s for s, gives in zip(*row, strict=True) if gives] for row in zip(met.sellers, _given(offer), strict=True)
+    ]
+    sellers = [row if used == [] else used for row, used in zip(met.sellers.tolist(), given, strict=True)]
+    who = [(markets[m], m, i, s) for m, i, s in zip(met.market.tolist(), met.buyer.tolist(), sellers, strict=True)]
     return {
         "market": [m for _, m, _, _ in who],
         "seed": [market.seed for market, *_ in who],
@@ -160,7 +175,7 @@ def _columns(
     }
 
 
-def _gains(audited: Audit, tested: Audit, own: Bool[Tensor, "Q classes"], terms: Terms) -> dict:
+def _gains(audited: Audit, tested: Audit, own: Bool[Tensor, "Q classes"]) -> dict:
     kept = tested.class_points.where(own, torch.nan)
     return {
         "audited": audited.gain_points.mean,
@@ -172,7 +187,7 @@ def _gains(audited: Audit, tested: Audit, own: Bool[Tensor, "Q classes"], terms:
 
 
 def _booked(books: Books, met: Meetings, offer: Quote, audited: Audit, deal: Deal, ledger: Ledger) -> Books:
-    """Money moves, and every buyer reports what it found in what it bought."""
+    """Money moves, and every buyer reports what it found in what it bought of whom."""
     shares = offer.weights[:, :, 1:].mean(dim=1)
     paid, received = (torch.as_tensor(np.atleast_1d(part)) for part in (deal.paid, deal.received))
     accounts = move(books.accounts, met.market, met.buyer, met.sellers, shares, paid, received)
@@ -180,7 +195,7 @@ def _booked(books: Books, met: Meetings, offer: Quote, audited: Audit, deal: Dea
     found = torch.as_tensor(audited.gain_points.mean).double() * done
     reports = books.reports.index_put(
         (met.market.unsqueeze(1).expand_as(met.sellers), met.sellers),
-        found.unsqueeze(1).expand(met.sellers.shape),
+        found.unsqueeze(1) * (shares > 0),  # of whom nothing was bought nothing was found
         accumulate=True,
     )
     return Books(accounts, reports, ledger)

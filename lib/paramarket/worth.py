@@ -113,12 +113,13 @@ def lemons(
     """Surplus of a meeting, euros, by the share of lemons among the sellers: without a warranty, and with one.
 
     Without, all look alike: a buyer pays what a purchase is worth on average, and once that does not cover their cost
-    the honest leave, and nothing is traded (Akerlof 1970). With one, lemons come back, and the share `kept` of honest
-    sales stays. good, bad: what a purchase from an honest seller, from a lemon, is worth
+    the honest leave, and nothing is traded (Akerlof 1970). With one, all lemons come back, and the share `kept` of
+    honest sales stays; a sale that comes back has cost its seller all the same.
+    good, bad: what a purchase from an honest seller, from a lemon, is worth
     """
     share = torch.tensor(shares, dtype=good.dtype)
     average = (1 - share) * good.unsqueeze(1) + share * bad.unsqueeze(1)
-    return (average - cost).clamp(min=0), (1 - share) * (kept * (good - cost).clamp(min=0)).unsqueeze(1)
+    return (average - cost).clamp(min=0), (1 - share) * (kept * good - cost).clamp(min=0).unsqueeze(1)
 
 
 def parties(
