@@ -1,0 +1,141 @@
+import pytest
+import torch
+from orders import equal
+
+from paramarket import data, episodes, smat, stack
+from paramarket.base import ParameterError
+
+NET = stack.mlp(64, [12], 8)
+HOW = {"steps": 15, "tasks": 2, "ways": 3, "shots": 2, "queries": 3}
+NAMES = ["upright", "invert", "edges"]
+
+
+@pytest.fixture(scope="module")
+def pool(digits):
+    return episodes.pool(digits.quote, {name: data.DOMAINS[name] for name in NAMES}, seed=0)
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return stack.init(NET, 3, seed=0)
+
+
+def aims(sparsity=(0.0, 0.5, 0.9), pretrained=0.0, teacher=0.0, learn=True):
+    row = torch.ones(len(sparsity))
+    return smat.Aims(torch.tensor(sparsity), pretrained * row, teacher * row, learn * row > 0)
+
+
+def begun(pretrained, seeds=(0, 0, 0), experts=2):
+    return smat.experts_of(pretrained, experts, 8, list(seeds))
+
+
+def tuned(pretrained, pool, aims, seeds=(0, 0, 0), **how):
+    return smat.meta_tune(NET, pretrained, begun(pretrained, seeds), aims, pool, range(6), seeds=seeds, **HOW | how)
+
+
+@pytest.fixture(scope="module")
+def long(pretrained, pool):
+    return tuned(pretrained, pool, aims(), steps=350, gate_lr=0.05, dual_lr=0.05)
+
+
+def test_it_learns_and_closes_the_gates_it_was_told_to_close(long):
+    first, last = (long.history[long.history.step == step] for step in (1, 350))
+    assert (last.loss.to_numpy() < first.loss.to_numpy()).all()
+    closed, _, merged = smat.sparsity(long.experts.gates)
+    assert closed[0].max() < 0.3
+    assert (closed[1] > 0.45).all()
+    assert (closed[2] > 0.85).all()
+    assert (merged <= closed.amin(dim=1)).all()
+
+
+def test_the_history_tells_every_run_at_every_look(long):
+    assert list(long.history.columns) == ["step", "run", "loss", "sparsity", "expected", "merged", "multiplier"]
+    assert sorted(long.history.step.unique()) == [*range(1, 350, 20), 350]
+    assert (long.history.groupby("step").run.apply(list).map(len) == 3).all()
+    last = long.history[long.history.step == 350]
+    assert last.sparsity.to_numpy() == pytest.approx(smat.sparsity(long.experts.gates)[0].mean(dim=1).numpy(), abs=1e-6)
+    free = long.history[long.history.run == 0]
+    assert (free.multiplier == 0).all()  # a sparsity of 0 is always met
+
+
+def test_the_pretrained_nets_and_the_start_stay_as_they_are(pretrained, pool):
+    kept, start = {k: v.clone() for k, v in pretrained.items()}, begun(pretrained)
+    smat.meta_tune(NET, pretrained, start, aims(), pool, range(6), seeds=[0, 0, 0], **HOW)
+    assert equal(pretrained, kept)
+    assert equal(start.gates, begun(pretrained).gates)
+    assert all((tensor == 0).all() for tensor in start.delta.values())
+
+
+def test_the_same_seeds_give_the_same_experts_bit_for_bit(pretrained, pool):
+    one, other = (tuned(pretrained, pool, aims()) for _ in range(2))
+    assert equal(one.experts.delta, other.experts.delta)
+    assert torch.equal(one.experts.keys, other.experts.keys)
+    assert one.history.equals(other.history)
+
+
+def test_a_run_does_not_depend_on_those_beside_it(pretrained, pool):
+    together = tuned(pretrained, pool, aims(), seeds=(4, 7, 4))
+    alone = smat.meta_tune(
+        NET,
+        stack.take(pretrained, [1]),
+        begun(stack.take(pretrained, [1]), (7,)),
+        aims(sparsity=(0.5,)),
+        pool,
+        range(6),
+        seeds=[7],
+        **HOW,
+    )
+    for name, tensor in alone.experts.delta.items():
+        assert torch.allclose(tensor[0], together.experts.delta[name][1], atol=2e-4)
+
+
+def test_gates_that_do_not_learn_stay_and_open_ones_are_dense_tuning(pretrained, pool):
+    start = begun(pretrained)
+    start = start._replace(gates={name: torch.full_like(gate, 9.0) for name, gate in start.gates.items()})
+    dense = smat.meta_tune(NET, pretrained, start, aims(learn=False), pool, range(6), seeds=[0, 0, 0], **HOW)
+    assert equal(dense.experts.gates, start.gates)
+    assert (dense.history.multiplier == 0).all()
+    models = smat.interpolate(pretrained, dense.experts, torch.tensor([[0.3, 0.7]]).expand(3, 1, 2))
+    for name, tensor in models.items():
+        assert torch.allclose(tensor[:, 0], pretrained[name] + dense.experts.delta[name], atol=1e-6)
+    assert any((tensor != 0).any() for tensor in dense.experts.delta.values())
+
+
+def test_distilling_from_the_pretrained_net_holds_a_run_near_it(pretrained, pool):
+    free, near = (tuned(pretrained, pool, aims((0.0,) * 3, pretrained=w), steps=60, distil=0.9) for w in (0.0, 1.0))
+    moved = [sum(t.square().sum() for t in each.experts.delta.values()).item() for each in (free, near)]
+    assert moved[1] < moved[0]
+
+
+def test_a_net_is_no_distance_from_itself_and_a_teacher_that_does_not_move_teaches_nothing(pretrained, pool):
+    drawn = smat.Tasks(*(x[None] for x in episodes.draw(pool, 2, range(6), 3, 2, 3, torch.Generator().manual_seed(0))))
+    models = {name: tensor[:1].unsqueeze(1).expand(1, 2, *tensor.shape[1:]) for name, tensor in pretrained.items()}
+    logits, y = smat._logits(NET, models, drawn, 3), episodes.answers(3, 3)
+    assert smat._distance(logits, logits).item() == pytest.approx(0, abs=1e-6)
+    assert smat._distance(logits, logits.flip(-1)).item() > 0
+    assert torch.allclose(smat._teacher(NET, models, drawn, 3, y, lr=0.0), logits, atol=1e-6)
+    better = smat._teacher(NET, models, drawn, 3, y, lr=0.5)
+    assert (smat._cross_entropy(better, y) < smat._cross_entropy(logits, y)).all()
+
+
+def test_a_dense_teacher_can_be_learnt_from(pretrained, pool):
+    plain, taught = (tuned(pretrained, pool, aims(teacher=weight)) for weight in (0.0, 1.0))
+    assert not equal(plain.experts.delta, taught.experts.delta)
+    assert all(tensor.isfinite().all() for tensor in taught.experts.delta.values())
+
+
+def test_before_any_tuning_the_judge_sees_no_difference(pretrained, pool):
+    found, before = smat.judge(NET, pretrained, begun(pretrained), pool, [6, 7, 8, 9], seeds=[1, 1, 2], tasks=6)
+    assert torch.equal(found, before)
+    assert (found > 0.3).all()  # four ways: better than guessing, even at random weights
+
+
+@pytest.mark.parametrize("sparsity", [(-0.1, 0.5, 0.5), (0.5, 1.0, 0.5)])
+def test_a_sparsity_outside_its_range_is_refused(pretrained, pool, sparsity):
+    with pytest.raises(ParameterError, match=r"expected numbers in \[0, 1\)"):
+        tuned(pretrained, pool, aims(sparsity))
+
+
+def test_more_ways_than_classes_are_refused(pretrained, pool):
+    with pytest.raises(ParameterError, match="ways = 7"):
+        tuned(pretrained, pool, aims(), ways=7)
