@@ -29,6 +29,10 @@ KEYS = {
         *(f"merged_loss_at_{when}_{angle}" for when in ("start", "critical", "end") for angle in (10, 20, 30)),
         "cka_loss_rank_correlation",
     ],
+    "04_sparse_meta_tuning": [
+        *("in_domain_smat", "out_domain_smat", "out_domain_dense", "out_domain_pretrained", "out_domain_gain"),
+        "sparsity",
+    ],
     "06_price_the_gain": [
         *("gain_points", "gain_relative", "gain_relative_on_quote", "winners_curse", "own_class_change"),
         *("worth_labels", "nash_price", "posted_price", "strategic_share"),

@@ -29,3 +29,19 @@ def test_a_frontier_places_each_setting_at_its_mean_with_its_interval(drawn):
     means = [*line[1].mean(dim=1).tolist(), *knob[1].mean(dim=1).tolist()]
     assert [text.xy[0] for text in axis.texts] == pytest.approx(means, abs=1e-6)
     assert [text.get_text() for text in axis.figure.legends[0].texts] == ["free, stopped at a step", "knob"]
+
+
+def test_a_plane_has_every_method_at_its_mean(drawn):
+    spots = {name: (torch.rand(5), torch.rand(5)) for name in ("a", "b")}
+    scatters.plane(spots, ("in", "out"), "title")
+    axis = drawn()[0]
+    at = [(line.lines[0].get_xdata()[0], line.lines[0].get_ydata()[0]) for line in axis.containers]
+    assert at == [pytest.approx((x.mean().item(), y.mean().item()), abs=1e-6) for x, y in spots.values()]
+    assert [text.get_text() for text in axis.figure.legends[0].texts] == ["a", "b"]
+
+
+def test_a_map_of_shares_puts_like_rows_beside_each_other(drawn):
+    table = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.2, 0.8]])
+    scatters.share_map(table, ["a", "b", "c", "d"], ("row", "column"), "title")
+    names = [label.get_text() for label in drawn()[0].get_yticklabels()]
+    assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset("ac"), frozenset("bd")}

@@ -139,3 +139,22 @@ def test_a_sparsity_outside_its_range_is_refused(pretrained, pool, sparsity):
 def test_more_ways_than_classes_are_refused(pretrained, pool):
     with pytest.raises(ParameterError, match="ways = 7"):
         tuned(pretrained, pool, aims(), ways=7)
+
+
+def test_noise_exchanges_that_share_of_the_examples_to_learn_from(pool):
+    how = {"seeds": [1, 1], "tasks": 4}
+    clean, noisy = (smat.fresh_tasks(pool, range(10), **how, noise=share) for share in (0.0, 0.3))
+    assert torch.equal(clean.query, noisy.query)
+    moved = (clean.support != noisy.support).flatten(3).any(dim=3).sum(dim=2)
+    assert (moved == 6).all()  # of 20
+    assert torch.equal(noisy.support[0], noisy.support[1])
+    for before, after in zip(clean.support[0], noisy.support[0], strict=True):
+        assert torch.equal(before.flatten(1).sum(0), after.flatten(1).sum(0).round(decimals=9)) or torch.allclose(
+            before.flatten(1).sum(0), after.flatten(1).sum(0), atol=1e-4
+        )
+
+
+def test_who_is_asked_is_told_by_domain_and_sums_to_one(pretrained, pool):
+    table = smat.asked(NET, pretrained, begun(pretrained, experts=3), pool, range(10), seeds=[0, 1, 2], tasks=30)
+    assert table.shape == (3, len(NAMES), 3)
+    assert torch.allclose(table.sum(dim=2), torch.ones(3, len(NAMES)), atol=1e-4)

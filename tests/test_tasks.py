@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from paramarket import tasks, teach
+from paramarket.gates import HardConcrete
 
 
 def shaded(value):
@@ -19,6 +21,12 @@ def split_cents(cents, shares):
 def rounds_to(curve, goal):
     reached = (curve >= goal).nonzero().flatten()
     return int(reached[0]) + 1 if len(reached) else None
+
+
+def mixed_alpha(keys, a, b, share, scaled=True):
+    e = share * a + (1 - share) * b
+    scores = (keys @ (e / e.norm() * len(e) ** 0.5 if scaled else e)).sigmoid()
+    return scores / scores.sum()
 
 
 def unwritten(*_):
@@ -42,6 +50,13 @@ def unwritten(*_):
         (teach.check_split_cents, lambda c, s: [c * share for share in s], "expected as many whole numbers"),
         (teach.check_split_cents, lambda c, s: [c, *[0] * (len(s) - 1)], "cents away from its share"),
         (teach.check_split_cents, lambda c, s: [c], "expected as many whole numbers"),
+        (teach.check_open_chance, HardConcrete().nonzero, "✓ open_chance holds"),
+        (teach.check_open_chance, HardConcrete().one, "that is the chance of z = 1"),
+        (teach.check_open_chance, torch.sigmoid, "it is off by up to 0.3"),
+        (teach.check_open_chance, lambda x: x.mean(), "expected one chance a gate"),
+        (teach.check_mixed_alpha, mixed_alpha, "✓ mixed_alpha holds"),
+        (teach.check_mixed_alpha, lambda *of: mixed_alpha(*of, scaled=False), "✗ mixed_alpha: expected"),
+        (teach.check_mixed_alpha, lambda keys, *_: keys[:, 0], "expected 4 numbers that sum to 1"),
         (teach.check_rounds_to, rounds_to, "✓ rounds_to holds"),
         (teach.check_rounds_to, lambda c, g: rounds_to(c, g) or 0, "expected None"),
         (teach.check_rounds_to, lambda c, g: (rounds_to(c, g) or 1) - 1, "expected 1"),

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.base import interval
-from paramarket.charts import COLOURS
+from paramarket.charts import COLOURS, percent
 
 MARKERS = "oDs^vPX*"
 
@@ -84,4 +84,44 @@ def frontier(curve: Spots, families: Mapping[str, Spots], axes_of: tuple[str, st
     figure.colorbar(plt.cm.ScalarMappable(look["norm"], look["cmap"]), ax=axis, label=axes_of[2])
     axis.set(title=title, xlabel=axes_of[0], ylabel=axes_of[1])
     figure.legend(loc="outside lower center", ncols=3)
+    plt.show()
+
+
+def plane(
+    spots: Mapping[str, tuple[Float[Tensor, " seeds"], Float[Tensor, " seeds"]]], axes_of: tuple[str, str], title: str
+) -> None:
+    """Methods in a plane of two measurements, each at its mean with its intervals."""
+    figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    for k, (name, (x, y)) in enumerate(spots.items()):
+        (at, *ends), (height, *edges) = interval(x), interval(y)
+        bars = {"xerr": [[at - ends[0]], [ends[1] - at]], "yerr": [[height - edges[0]], [edges[1] - height]]}
+        look = {
+            "fmt": MARKERS[k % len(MARKERS)],
+            "color": COLOURS[k % len(COLOURS)],
+            "markersize": 8,
+            "elinewidth": 0.8,
+        }
+        axis.errorbar(at, height, **bars, **look, label=name)
+    figure.legend(loc="outside right upper")
+    axis.set(title=title, xlabel=axes_of[0], ylabel=axes_of[1])
+    percent(axis)
+    percent(axis, "x")
+    plt.show()
+
+
+def share_map(table: Float[Tensor, "rows columns"], rows: Sequence[str], axes_of: tuple[str, str], title: str) -> None:
+    """Shares as a heatmap, like rows beside each other (average linkage), every number written in."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    order = leaves_list(linkage(table.numpy(), "average", optimal_ordering=True)).tolist()
+    figure, axis = plt.subplots(figsize=(6.4, 1 + 0.4 * len(rows)), layout="constrained")
+    shown = axis.imshow(table[order].numpy(), cmap="viridis", aspect="auto")
+    middle = (table.min() + table.max()).item() / 2
+    for (row, column), value in ((at, table[order][at].item()) for at in _places(table)):
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="black" if value > middle else "white")
+    axis.set_yticks(range(len(rows)), [rows[k] for k in order])
+    axis.set_xticks(range(table.shape[1]), [str(k + 1) for k in range(table.shape[1])])
+    axis.set(title=title, xlabel=axes_of[1], ylabel=axes_of[0])
+    axis.grid(visible=False)
+    figure.colorbar(shown, ax=axis)
     plt.show()

@@ -4,7 +4,7 @@ Undone in one step: with a delta of 0, or alpha of 0, a task's net is the pretra
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, stream, watched
 from paramarket.episodes import Pool, Tasks, answers, draw, prototype_logits
-from paramarket.experts import SparseExperts, experts_of, interpolate, route, sparsity
 from paramarket.gates import HardConcrete, raised
+from paramarket.interpolated import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity
 from paramarket.stack import Stack, check, run
 
 __all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "interpolate", "judge", "meta_tune", "route"]
-__all__ += ["sparsity"]
+__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity"]
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 
@@ -198,10 +198,46 @@ def judge(
     ways: int = 4,
     shots: int = 5,
     queries: int = 10,
+    noise: float = 0.0,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Accuracy on fresh tasks of every run, and of its pretrained net on the same; runs of one seed share their tasks."""
-    drawn = _drawn(pool, {s: stream(s, "judge") for s in seeds}, seeds, tasks, classes, ways, shots, queries)
+    """Accuracy on fresh tasks of every run, and of its pretrained net on the same; runs of one seed share their tasks.
+
+    noise: share of the examples to learn from that exchange their labels among themselves
+    """
+    drawn = fresh_tasks(pool, classes, seeds=seeds, tasks=tasks, ways=ways, shots=shots, queries=queries, noise=noise)
     before, y = _spread(pretrained, tasks), answers(ways, queries).to(experts.keys.device)
     models = interpolate(pretrained, experts, route(experts.keys, _features(net, before, drawn.support)))
     right = [(_logits(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
     return tuple(each.flatten(1).mean(dim=1) for each in right)
+
+
+def fresh_tasks(
+    pool: Pool,
+    classes: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    tasks: int = 60,
+    ways: int = 4,
+    shots: int = 5,
+    queries: int = 10,
+    noise: float = 0.0,
+) -> Tasks:
+    """Tasks to judge by, [K, T, ...], the same for runs of one seed; see `judge`."""
+    drawn = _drawn(pool, {s: stream(s, "judge") for s in seeds}, seeds, tasks, classes, ways, shots, queries)
+    moved = round(noise * ways * shots)
+    for k, seed in enumerate(seeds if moved > 1 else []):
+        for t in range(tasks):
+            chosen = torch.randperm(ways * shots, generator=stream(seed, "noise", t))[:moved]
+            drawn.support[k, t, chosen] = drawn.support[k, t, chosen.roll(1)]
+    return drawn
+
+
+@torch.no_grad()
+def asked(
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, pool: Pool, classes: Sequence[int], **how: Any
+) -> Float[Tensor, "K domains M"]:
+    """The mean alpha that tasks of each domain of the pool get. how: of `fresh_tasks`"""
+    drawn = fresh_tasks(pool, classes, **how)
+    alpha = route(experts.keys, _features(net, _spread(pretrained, drawn.support.shape[1]), drawn.support))
+    member = nn.functional.one_hot(drawn.domain, len(pool.x)).to(alpha)
+    return (member.mT @ alpha) / member.sum(dim=1).unsqueeze(-1).clamp_min(1)

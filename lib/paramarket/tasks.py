@@ -1,8 +1,11 @@
-"""How a learner's code is checked, and the checks of the notebooks on prices and markets. `teach` passes them on."""
+"""How a learner's code is checked, and the checks of notebooks 04, 06, 07. `teach` passes them on."""
 
 from collections.abc import Callable
 
 import torch
+
+from paramarket.gates import HardConcrete
+from paramarket.interpolated import route
 
 
 def fresh() -> torch.Generator:
@@ -91,3 +94,35 @@ def check_rounds_to(answer: Callable[[torch.Tensor, float], int | None]) -> None
         return ""
 
     tell("rounds_to", test)
+
+
+def check_open_chance(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Notebook 04: the chance that a hard-concrete gate is not 0, from its log alpha [n]."""
+
+    def test() -> str:
+        x = 8 * torch.rand(50, generator=fresh()) - 4
+        found, expected = torch.as_tensor(answer(x)), HardConcrete().nonzero(x)
+        if found.shape != x.shape:
+            return f"expected one chance a gate, shape {tuple(x.shape)}, got {tuple(found.shape)}."
+        if torch.allclose(found, HardConcrete().one(x), atol=1e-4):
+            return "that is the chance of z = 1: mind the sign of the last term."
+        far = (found - expected).abs().max().item()
+        return f"it is off by up to {far:.3f}." if far > 1e-4 else ""
+
+    tell("open_chance", test)
+
+
+def check_mixed_alpha(answer: Callable[..., torch.Tensor]) -> None:
+    """Notebook 04: alpha for a support of which a share comes from one domain, the rest from another."""
+
+    def test() -> str:
+        own = fresh()
+        keys, a, b = (torch.randn(*shape, generator=own) for shape in ((4, 8), (8,), (8,)))
+        share = round(torch.rand(1, generator=own).item(), 1)
+        many = torch.cat([a.expand(round(10 * share), 8), b.expand(10 - round(10 * share), 8)])
+        found, expected = torch.as_tensor(answer(keys, a, b, share)), route(keys[None], many[None, None])[0, 0]
+        if found.shape != (4,) or abs(found.sum().item() - 1) > 1e-3:
+            return f"expected 4 numbers that sum to 1, got shape {tuple(found.shape)}, sum {found.sum().item():.2f}."
+        return f"expected {expected.tolist()}, got {found.tolist()}." if (found - expected).abs().max() > 1e-3 else ""
+
+    tell("mixed_alpha", test)

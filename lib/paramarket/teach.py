@@ -10,11 +10,18 @@ from scipy.optimize import linear_sum_assignment
 from paramarket import align, cka, merge, stack, tasks, train
 from paramarket.base import DataError, atomic
 from paramarket.data import Split
-from paramarket.tasks import check_best_share, check_better_bid, check_rounds_to, check_split_cents
+from paramarket.tasks import (
+    check_best_share,
+    check_better_bid,
+    check_mixed_alpha,
+    check_open_chance,
+    check_rounds_to,
+    check_split_cents,
+)
 
 __all__ = ["check_average", "check_best_share", "check_better_bid", "check_cka", "check_copy_barriers", "check_fool"]
 __all__ += ["check_match_layer", "check_merge_method", "check_rounds_to", "check_same_mistake", "check_split_cents"]
-__all__ += ["check_swap_units", "student_copy"]
+__all__ += ["check_mixed_alpha", "check_open_chance", "check_swap_units", "student_copy"]
 
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION", re.S | re.M)
 

@@ -71,3 +71,32 @@ def sparsity(gates: Stack) -> tuple[Float[Tensor, "K M"], Float[Tensor, "K M"], 
     closed = torch.cat([(LAW.median(gate) == 0).float().flatten(2) for gate in gates.values()], dim=2)
     expected = torch.cat([1 - LAW.nonzero(gate).flatten(2) for gate in gates.values()], dim=2)
     return closed.mean(dim=2), expected.mean(dim=2), closed.amin(dim=1).mean(dim=1)
+
+
+def held(experts: SparseExperts, how: Sequence[str], density: float) -> SparseExperts:
+    """Experts with the gates of some runs set by hand, to be kept from learning (`Aims.learn`).
+
+    how, a run: "learnt": as they are · "open": all open, dense tuning · "random": that share of all weights, drawn anew
+    for every expert · "last layer": as many, but in the last layer alone
+    """
+    last, names = list(experts.gates)[-2:], list(experts.gates)
+    total = sum(gate[0, 0].numel() for gate in experts.gates.values())
+    inside = sum(experts.gates[name][0, 0].numel() for name in last)
+    chances = {
+        "open": (1.0, 1.0),
+        "random": (density, density),
+        "last layer": (0.0, min(1.0, density * total / inside)),
+    }
+    gates = {name: gate.clone() for name, gate in experts.gates.items()}
+    for k, kind in enumerate(how):
+        for name in names if kind != "learnt" else []:
+            chance = chances[kind][name in last]
+            drawn = torch.rand(gates[name][k].shape, generator=stream(k, "held", name)).to(gates[name])
+            gates[name][k] = torch.where(drawn < chance, 9.0, -9.0)
+    return experts._replace(gates=gates)
+
+
+def overlap(one: Stack, other: Stack) -> Float[Tensor, " K"]:
+    """Of the gates open in either of two masks [K], the share open in both. Chance: d / (2 - d) for a density of d."""
+    a, b = (torch.cat([LAW.median(gate).flatten(1) > 0 for gate in gates.values()], dim=1) for gates in (one, other))
+    return (a & b).sum(dim=1) / (a | b).sum(dim=1).clamp_min(1)

@@ -137,3 +137,25 @@ def test_no_expert_and_a_missing_seed_are_refused():
         smat.experts_of(PRETRAINED, 0, 4, [0, 1])
     with pytest.raises(ParameterError, match="1 seeds"):
         smat.experts_of(PRETRAINED, 2, 4, [0])
+
+
+def test_masks_by_hand_have_the_density_they_were_asked_for():
+    wide = stack.init(stack.mlp(60, [100], 20), 4, seed=0)
+    start = smat.experts_of(wide, 3, 20, [0, 1, 2, 3])
+    found = smat.held(start, ["learnt", "open", "random", "last layer"], 0.1)
+    closed, _, _ = smat.sparsity(found.gates)
+    assert all(torch.equal(gate[0], start.gates[name][0]) for name, gate in found.gates.items())
+    assert (closed[1] == 0).all()
+    assert torch.allclose(closed[2:], torch.full((2, 3), 0.9), atol=0.02)
+    assert (found.gates["1.weight"][3] < 0).all()
+    assert not torch.equal(found.gates["3.weight"][3, 0], found.gates["3.weight"][3, 1])
+
+
+def test_a_mask_overlaps_with_itself_and_by_chance_with_another():
+    wide = stack.init(stack.mlp(60, [200], 20), 2, seed=0)
+    drawn = smat.held(smat.experts_of(wide, 2, 20, [0, 1]), ["random", "random"], 0.2)
+    one, other = ({name: gate[:, m] for name, gate in drawn.gates.items()} for m in (0, 1))
+    assert smat.overlap(one, one).tolist() == [1, 1]
+    assert smat.overlap(one, other).tolist() == pytest.approx([0.2 / 1.8] * 2, abs=0.01)
+    none = {name: torch.full_like(gate, -9.0) for name, gate in one.items()}
+    assert smat.overlap(none, none).tolist() == [0, 0]
