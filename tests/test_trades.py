@@ -402,12 +402,21 @@ def test_the_guard_bounds_what_a_purchase_costs_on_the_classes_it_knew(agents, g
             assert 100 * (was - becomes) <= bound + 1e-3
 
 
-def test_only_those_with_a_part_in_the_offer_are_named_as_sellers(agents, grown, splits):
-    """A share of all of one seller, none of the other: the best of mixtures that hold each alone, and both."""
-    _, books = turn(grown, agents, splits, rule="quote", by="loss", sellers=2, shares=(0.3,))
-    lines = books.ledger.rows
-    assert (lines.seller.str.count("\\+") <= 1).all()
-    _, none = turn(grown, agents, splits, rule="quote", by="loss", sellers=2, shares=(0.0,))
-    assert (none.ledger.rows.seller.str.count("\\+") == 1).all()  # nobody gave: all who were asked
-    _, one = turn(grown, agents, splits, rule="word", sellers=1)
-    assert (one.ledger.rows.seller.str.count("\\+") == 0).all()
+@pytest.mark.parametrize("k", range(3))
+def test_those_with_a_part_in_the_offer_are_named_and_paid_and_nobody_else(agents, grown, splits, k):
+    """One buyer, two who are asked: whoever has more money than before is named as a seller."""
+    alone = [agent._replace(buys=agent is agents[k]) for agent in agents]
+    named = []
+    for shares in ((0.1,), (0.5,), (0.9,)):
+        start = empty(1, 3)
+        _, books = turn(grown, alone, splits, start, rule="quote", by="loss", sellers=2, shares=shares, cost=0.0)
+        (row,) = books.ledger.rows.itertuples()
+        richer = [
+            agent.name for agent, cents in zip(agents, books.accounts[0] - start.accounts[0], strict=False) if cents > 0
+        ]
+        assert row.traded
+        assert sorted(row.seller.split(" + ")) == sorted(richer)
+        named.append(len(richer))
+    assert set(named) <= {1, 2}
+    _, none = turn(grown, alone, splits, rule="quote", by="loss", sellers=2, shares=(0.0,))
+    assert none.ledger.rows.seller.str.count("\\+").tolist() == [1]  # nobody gave: all who were asked

@@ -63,7 +63,7 @@ def tuned_accuracy(
 
 def _factors(start: Stack, rank: int) -> dict[str, Tensor]:
     """A and B of every matrix; A is the same for all, drawn from a generator of its own."""
-    own, made = torch.Generator().manual_seed(0), {}
+    own, made = stream(0, "LoRA"), {}
     for name, tensor in start.items():
         if tensor.ndim == 3:
             a = torch.randn(rank, tensor.shape[2], generator=own).to(tensor) / tensor.shape[2] ** 0.5

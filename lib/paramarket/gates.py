@@ -54,11 +54,6 @@ class HardConcrete(NamedTuple):
         return (log_alpha.unsqueeze(-1) - self.temperature * odds).sigmoid() @ weights
 
 
-def density(log_alpha: Float[Tensor, "*batch gates"], law: HardConcrete | None = None) -> Float[Tensor, "*batch"]:
-    """Share of gates that are not 0 at their median: what sparsity is counted by."""
-    return ((law or HardConcrete()).median(log_alpha) > 0).float().mean(dim=-1)
-
-
 def raised(
     multiplier: Float[Tensor, "*experts"],
     sparsity: Float[Tensor, "*experts"],

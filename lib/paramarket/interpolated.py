@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paramarket.base import ParameterError, stream
@@ -42,8 +42,8 @@ def experts_of(pretrained: Stack, experts: int, features: int, seeds: Sequence[i
     def drawn(shape: Sequence[int], scale: float) -> Tensor:
         return torch.stack([scale * torch.randn(experts, *shape, generator=own) for own in streams])
 
-    opened = {name: drawn(tensor.shape[1:], 0.5**0.5).to(tensor) for name, tensor in pretrained.items()}
-    return SparseExperts(delta, opened, drawn([features], 0.05).to(next(iter(delta.values()))))
+    gates = {name: drawn(tensor.shape[1:], 0.5**0.5).to(tensor) for name, tensor in pretrained.items()}
+    return SparseExperts(delta, gates, drawn([features], 0.05).to(next(iter(delta.values()))))
 
 
 def interpolate(pretrained: Stack, experts: SparseExperts, alpha: Float[Tensor, "K T M"]) -> Stack:
@@ -65,10 +65,15 @@ def route(keys: Float[Tensor, "K M features"], support: Float[Tensor, "K T s fea
     return scores / (scores.sum(dim=-1, keepdim=True) + 1e-8)
 
 
+def opened(gates: Stack) -> Bool[Tensor, "K M weights"]:
+    """Which gates are not 0 at their median, all weights of the net in one row."""
+    return torch.cat([(LAW.median(gate) > 0).flatten(2) for gate in gates.values()], dim=2)
+
+
 def sparsity(gates: Stack) -> tuple[Float[Tensor, "K M"], Float[Tensor, "K M"], Float[Tensor, " K"]]:
     """By expert, over the whole net: the share of gates that are 0 at their median, the share expected to be 0 by the
     law; and the share that is 0 in all experts at once."""
-    closed = torch.cat([(LAW.median(gate) == 0).float().flatten(2) for gate in gates.values()], dim=2)
+    closed = (~opened(gates)).float()
     expected = torch.cat([1 - LAW.nonzero(gate).flatten(2) for gate in gates.values()], dim=2)
     return closed.mean(dim=2), expected.mean(dim=2), closed.amin(dim=1).mean(dim=1)
 
@@ -98,5 +103,5 @@ def held(experts: SparseExperts, how: Sequence[str], density: float) -> SparseEx
 
 def overlap(one: Stack, other: Stack) -> Float[Tensor, " K"]:
     """Of the gates open in either of two masks [K], the share open in both. Chance: d / (2 - d) for a density of d."""
-    a, b = (torch.cat([LAW.median(gate).flatten(1) > 0 for gate in gates.values()], dim=1) for gates in (one, other))
+    a, b = (opened({name: gate.unsqueeze(1) for name, gate in gates.items()})[:, 0] for gates in (one, other))
     return (a & b).sum(dim=1) / (a | b).sum(dim=1).clamp_min(1)

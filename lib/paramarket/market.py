@@ -16,13 +16,27 @@ from tqdm.auto import tqdm
 
 from paramarket.align import PermutationSpec, permutation_spec
 from paramarket.base import ParameterError, watched
+from paramarket.broker import Quote
 from paramarket.ledger import Ledger, opened, revert
 from paramarket.stack import Stack, chain, compare, init, mix, take
 from paramarket.terms import AUTHORS, RULES, Agent, Market, Terms, plants
 from paramarket.trades import Books, Splits, trade
 from paramarket.train import evaluate, fit
 
-__all__ = ["AUTHORS", "RULES", "Agent", "Ledger", "Market", "Outcome", "Splits", "Terms", "plants", "revert", "run"]
+__all__ = [
+    "AUTHORS",
+    "RULES",
+    "Agent",
+    "Ledger",
+    "Market",
+    "Outcome",
+    "Quote",
+    "Splits",
+    "Terms",
+    "plants",
+    "revert",
+    "run",
+]
 
 
 class Outcome(NamedTuple):
@@ -62,7 +76,8 @@ def run(
     agents = [agent for market in markets for agent in market.agents]
     models = _started(net, markets, size, device)
     spec = permutation_spec(net, splits.quote.x[:1])
-    books = Books(opened(len(markets), size, money), torch.zeros(len(markets), size, dtype=torch.float64), _EMPTY)
+    reports = torch.zeros(len(markets), size, dtype=torch.float64)
+    books = Books(opened(len(markets), size, money), reports, Ledger(pd.DataFrame(), {}))
     how = {"batch": batch, "lr": lr, "weight_decay": weight_decay, "schedule": "constant"}
     how |= {"steps": _epoch(agents, batch) if steps is None else steps}
     state, seen, had = None, [], []
@@ -74,9 +89,6 @@ def run(
         seen.append(evaluate(net, models, splits.test).accuracy.cpu().view(len(markets), size))
         had.append(books.accounts.double() / 100)
     return Outcome(books.ledger, models, torch.stack(seen, dim=1), torch.stack(had, dim=1))
-
-
-_EMPTY = Ledger(pd.DataFrame(), {})
 
 
 def _look(markets: Sequence[Market], splits: Splits, rounds: int) -> int:

@@ -4,7 +4,7 @@ Undone in one step: with a delta of 0, or alpha of 0, a task's net is the pretra
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -23,6 +23,7 @@ __all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "inte
 __all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity"]
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
+TEACHER_LR = 0.05  # of the dense teacher's one step
 
 
 class Aims(NamedTuple):
@@ -56,8 +57,17 @@ def _logits(net: nn.Module, models: Stack, tasks: Tasks, ways: int) -> Float[Ten
     return prototype_logits(said[:, :, :shots], said[:, :, shots:], ways)
 
 
-def _spread(pretrained: Stack, tasks: int) -> Stack:
-    return {name: tensor.unsqueeze(1).expand(-1, tasks, *tensor.shape[1:]) for name, tensor in pretrained.items()}
+def _spread(pretrained: Stack, tasks: Tasks) -> Stack:
+    """The pretrained net of every run for each of its tasks, [K, T]."""
+    count = tasks.support.shape[1]
+    return {name: tensor.unsqueeze(1).expand(-1, count, *tensor.shape[1:]) for name, tensor in pretrained.items()}
+
+
+def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
+    """What the router makes of the examples, seen through the pretrained nets, which take no gradient."""
+    with torch.no_grad():
+        said = _features(net, before, tasks.support)
+    return route(experts.keys, said)
 
 
 def _drawn(pool: Pool, streams: dict[int, torch.Generator], seeds: Sequence[int], *how: object) -> Tasks:
@@ -117,10 +127,8 @@ def meta_tune(
     """
     if not ((aims.sparsity >= 0) & (aims.sparsity < 1)).all() or check(net, pretrained) != len(seeds):
         raise ParameterError(f"sparsity = {aims.sparsity.tolist()}, expected numbers in [0, 1), for {len(seeds)} runs.")
-    experts = SparseExperts(
-        *({k: v.clone().requires_grad_() for k, v in part.items()} for part in start[:2]), start.keys
-    )
-    experts = experts._replace(keys=start.keys.clone().requires_grad_())
+    delta, gates = ({name: v.clone().requires_grad_() for name, v in part.items()} for part in start[:2])
+    experts = SparseExperts(delta, gates, start.keys.clone().requires_grad_())
     groups = zip((experts.delta.values(), experts.gates.values(), [experts.keys]), (lr, gate_lr, key_lr), strict=True)
     opt = torch.optim.Adam([{"params": list(params), "lr": rate} for params, rate in groups])
     streams, rows = {seed: stream(seed, "meta-tuning") for seed in seeds}, []
@@ -149,15 +157,15 @@ def _loss(
     distil: float,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     """Loss of every run without its constraint, and the cross-entropy of its queries."""
-    before = _spread(pretrained, drawn.support.shape[1])
+    before = _spread(pretrained, drawn)
     with torch.no_grad():
-        alpha_of, unchanged = _features(net, before, drawn.support), _logits(net, before, drawn, ways)
-    models = interpolate(pretrained, experts, route(experts.keys, alpha_of))
+        unchanged = _logits(net, before, drawn, ways)
+    models = interpolate(pretrained, experts, _alpha(net, before, experts, drawn))
     logits = _logits(net, models, drawn, ways)
     told = _cross_entropy(logits, y).mean(dim=1)
     taught = aims.pretrained * _distance(unchanged, logits)
     if aims.teacher.any():
-        taught = taught + aims.teacher * _distance(_teacher(net, models, drawn, ways, y, lr=0.05), logits)
+        taught = taught + aims.teacher * _distance(_teacher(net, models, drawn, ways, y, TEACHER_LR), logits)
     share = distil * ((aims.pretrained + aims.teacher) > 0).float()
     return (1 - share) * told + distil * taught, told.detach()
 
@@ -187,26 +195,11 @@ def _row(step: int, loss: Tensor, experts: SparseExperts, multiplier: Tensor) ->
 
 @torch.no_grad()
 def judge(
-    net: nn.Module,
-    pretrained: Stack,
-    experts: SparseExperts,
-    pool: Pool,
-    classes: Sequence[int],
-    *,
-    seeds: Sequence[int],
-    tasks: int = 60,
-    ways: int = 4,
-    shots: int = 5,
-    queries: int = 10,
-    noise: float = 0.0,
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, ways: int = 4
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Accuracy on fresh tasks of every run, and of its pretrained net on the same; runs of one seed share their tasks.
-
-    noise: share of the examples to learn from that exchange their labels among themselves
-    """
-    drawn = fresh_tasks(pool, classes, seeds=seeds, tasks=tasks, ways=ways, shots=shots, queries=queries, noise=noise)
-    before, y = _spread(pretrained, tasks), answers(ways, queries).to(experts.keys.device)
-    models = interpolate(pretrained, experts, route(experts.keys, _features(net, before, drawn.support)))
+    """Accuracy of every run on its tasks (see `fresh_tasks`), and of its pretrained net on the same."""
+    before, y = _spread(pretrained, drawn), answers(ways, drawn.query.shape[2] // ways).to(experts.keys.device)
+    models = interpolate(pretrained, experts, _alpha(net, before, experts, drawn))
     right = [(_logits(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
     return tuple(each.flatten(1).mean(dim=1) for each in right)
 
@@ -222,7 +215,10 @@ def fresh_tasks(
     queries: int = 10,
     noise: float = 0.0,
 ) -> Tasks:
-    """Tasks to judge by, [K, T, ...], the same for runs of one seed; see `judge`."""
+    """Tasks to judge by, [K, T, ...], the same for runs of one seed.
+
+    noise: share of the examples to learn from that exchange their labels among themselves
+    """
     drawn = _drawn(pool, {s: stream(s, "judge") for s in seeds}, seeds, tasks, classes, ways, shots, queries)
     moved = round(noise * ways * shots)
     for k, seed in enumerate(seeds if moved > 1 else []):
@@ -234,10 +230,9 @@ def fresh_tasks(
 
 @torch.no_grad()
 def asked(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, pool: Pool, classes: Sequence[int], **how: Any
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, domains: int
 ) -> Float[Tensor, "K domains M"]:
-    """The mean alpha that tasks of each domain of the pool get. how: of `fresh_tasks`"""
-    drawn = fresh_tasks(pool, classes, **how)
-    alpha = route(experts.keys, _features(net, _spread(pretrained, drawn.support.shape[1]), drawn.support))
-    member = nn.functional.one_hot(drawn.domain, len(pool.x)).to(alpha)
+    """The mean alpha that the tasks of each domain get (0 for a domain without a task)."""
+    alpha = _alpha(net, _spread(pretrained, drawn), experts, drawn)
+    member = nn.functional.one_hot(drawn.domain, domains).to(alpha)
     return (member.mT @ alpha) / member.sum(dim=1).unsqueeze(-1).clamp_min(1)

@@ -1,5 +1,6 @@
 """One round of trade under one set of terms: everybody meets, is quoted, audited, and settles; all at once."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,15 +81,13 @@ def trade(
     offer = _offer(net, lines, terms, splits.quote, own)
     audited, tested = (broker.audit(net, before, offer.models, split) for split in (splits.audit, splits.test))
     promised, deal, why = _settle(terms, buyers, met, offer, audited, books)
-    traded = torch.as_tensor(np.atleast_1d(deal.traded))
+    traded = torch.as_tensor(deal.traded)
     after = {name: tensor.clone() for name, tensor in models.items()}
     for name in after:
         after[name][mine[traded]] = offer.models[name][traded]
-    columns = _columns(markets, met, turn, terms, offer, promised, deal, why)
-    columns |= _gains(audited, tested, own)
-    return after, _booked(
-        books, met, offer, audited, deal, written(books.ledger, columns, before, offer.models, traded)
-    )
+    columns = _columns(markets, met, turn, terms, offer, promised, deal, why) | _gains(audited, tested, own)
+    ledger = written(books.ledger, columns, before, offer.models, traded)
+    return after, _booked(books, met, offer, audited, deal, ledger)
 
 
 def _known(buyers: Sequence[Agent], classes: int) -> Bool[Tensor, "Q classes"]:
@@ -149,10 +148,8 @@ def _columns(
     deal: Deal,
     why: list[str],
 ) -> dict:
-    given = [
-        [s for s, gives in zip(*row, strict=True) if gives] for row in zip(met.sellers, _given(offer), strict=True)
-    ]
-    sellers = [row if used == [] else used for row, used in zip(met.sellers.tolist(), given, strict=True)]
+    rows = zip(met.sellers.tolist(), _given(offer).tolist(), strict=True)
+    sellers = [list(itertools.compress(asked, gives)) or asked for asked, gives in rows]
     who = [(markets[m], m, i, s) for m, i, s in zip(met.market.tolist(), met.buyer.tolist(), sellers, strict=True)]
     return {
         "market": [m for _, m, _, _ in who],
@@ -189,9 +186,9 @@ def _gains(audited: Audit, tested: Audit, own: Bool[Tensor, "Q classes"]) -> dic
 def _booked(books: Books, met: Meetings, offer: Quote, audited: Audit, deal: Deal, ledger: Ledger) -> Books:
     """Money moves, and every buyer reports what it found in what it bought of whom."""
     shares = offer.weights[:, :, 1:].mean(dim=1)
-    paid, received = (torch.as_tensor(np.atleast_1d(part)) for part in (deal.paid, deal.received))
+    paid, received = (torch.as_tensor(part) for part in (deal.paid, deal.received))
     accounts = move(books.accounts, met.market, met.buyer, met.sellers, shares, paid, received)
-    done = torch.as_tensor(np.atleast_1d(deal.traded)).double()
+    done = torch.as_tensor(deal.traded).double()
     found = torch.as_tensor(audited.gain_points.mean).double() * done
     reports = books.reports.index_put(
         (met.market.unsqueeze(1).expand_as(met.sellers), met.sellers),

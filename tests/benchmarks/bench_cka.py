@@ -1,26 +1,14 @@
 """CKA against ckatorch (PyPI, extra `peers`), against a float64 reference and against the machine's own limit."""
 
-import statistics
 import time
 
 import pytest
 import torch
-from conftest import peak
+from conftest import peak, seconds
 
 from paramarket import cka
 
-ROUNDS = 5
 HALF = {512: 10 / 16, 2000: 36 / 64}  # of a symmetric product, formed in four or eight blocks
-
-
-def seconds(call, rounds=ROUNDS):
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def clouds(n, features, count, seed):

@@ -1,22 +1,10 @@
 """Eight few-shot tasks of sparse experts in one stack, against one task after another."""
 
-import statistics
-import time
-
 import torch
+from conftest import seconds
 
 from paramarket import smat, stack
 from paramarket.episodes import answers, prototype_logits
-
-
-def seconds(call, rounds=20):
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def bench_tasks(row):
@@ -35,5 +23,8 @@ def bench_tasks(row):
         logits = prototype_logits(said[:, :25], said[:, 25:], 5)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits))).backward()
 
-    one, loop = seconds(lambda: step(slice(None))), seconds(lambda: [step(slice(t, t + 1)) for t in range(tasks)])
+    one, loop = (
+        seconds(lambda: step(slice(None)), rounds=20),
+        seconds(lambda: [step(slice(t, t + 1)) for t in range(tasks)], rounds=20),
+    )
     row("8 tasks of sparse experts: one stack, times faster than a loop", "≥ 2.00", loop / one)

@@ -32,6 +32,17 @@ def peak(size=2048, runs=7):
     return 2 * size**3 / statistics.median(times) / 1e9
 
 
+def seconds(call, rounds=5):
+    """The median of some rounds, after one to warm up."""
+    call()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 @pytest.fixture
 def row():
     """Add a line to the table: what, the bar it was asked to reach, what was measured."""
