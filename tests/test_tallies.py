@@ -43,10 +43,16 @@ def test_a_purchase_is_read_off_at_its_own_height(drawn):
 
 def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_kept(drawn):
     half = torch.tensor([0.5, 0.5])
-    bars = {"all": {"buyer": half, "seller": half}, "some": {"buyer": half, "seller": half / 2, "lost": half / 2}}
+    rounded = {"buyer": half, "seller": half, "lost": torch.tensor([1e-16, -2e-16])}
+    bars = {
+        "all": {"buyer": half, "seller": half},
+        "rounded": rounded,
+        "some": {"buyer": half, "seller": half / 2, "lost": half / 2},
+    }
     tallies.surplus_bars({**bars, "none": {"buyer": 0 * half}}, "euros", "title")
     (axis,) = drawn()
     assert [text.get_text() for text in axis.texts] == [
+        "all kept",
         "all kept",
         "75.0% kept; lost 0.25 [0.25, 0.25]",
         "nothing there",

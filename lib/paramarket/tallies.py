@@ -114,7 +114,7 @@ def _kept(parts: Mapping[str, Float[Tensor, " groups"]]) -> str:
     if whole <= 0:
         return "nothing there"
     lost = parts.get("lost")
-    if lost is None:
+    if lost is None or lost.abs().max().item() < 1e-9 * whole:  # rounding is no loss
         return "all kept"
     return "{:.1%} kept; lost {:.2g} [{:.2g}, {:.2g}]".format(1 - lost.sum().item() / whole, *interval(lost))
 
