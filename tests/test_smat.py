@@ -20,9 +20,9 @@ def pretrained():
     return stack.init(NET, 3, seed=0)
 
 
-def aims(sparsity=(0.0, 0.5, 0.9), pretrained=0.0, teacher=0.0, learn=True):
+def aims(sparsity=(0.0, 0.5, 0.9), pretrained=0.0, teacher=0.0, learn=True, support=0.0):
     row = torch.ones(len(sparsity))
-    return smat.Aims(torch.tensor(sparsity), pretrained * row, teacher * row, learn * row > 0)
+    return smat.Aims(torch.tensor(sparsity), pretrained * row, teacher * row, learn * row > 0, support * row)
 
 
 def begun(pretrained, seeds=(0, 0, 0), experts=2):
@@ -48,12 +48,17 @@ def test_it_learns_and_closes_the_gates_it_was_told_to_close(long):
     assert (merged <= closed.amin(dim=1)).all()
 
 
-def test_the_history_tells_every_run_at_every_look(long):
-    assert list(long.history.columns) == ["step", "run", "loss", "sparsity", "expected", "merged", "multiplier"]
+def test_the_history_tells_every_expert_of_every_run_at_every_look(long):
+    columns = ["step", "run", "expert", "loss", "alpha", "sparsity", "expected", "multiplier", "merged"]
+    assert list(long.history.columns) == columns
     assert sorted(long.history.step.unique()) == [*range(1, 350, 20), 350]
-    assert (long.history.groupby("step").run.apply(list).map(len) == 3).all()
     last = long.history[long.history.step == 350]
-    assert last.sparsity.to_numpy() == pytest.approx(smat.sparsity(long.experts.gates)[0].mean(dim=1).numpy(), abs=1e-6)
+    assert list(zip(last.run, last.expert, strict=True)) == [(run, expert) for run in range(3) for expert in range(2)]
+    closed, expected, merged = smat.sparsity(long.experts.gates)
+    assert last.sparsity.to_numpy() == pytest.approx(closed.flatten().numpy(), abs=1e-6)
+    assert last.expected.to_numpy() == pytest.approx(expected.flatten().numpy(), abs=1e-6)
+    assert last.merged.to_numpy() == pytest.approx(merged.repeat_interleave(2).numpy(), abs=1e-6)
+    assert long.history.groupby(["step", "run"]).alpha.sum().to_numpy() == pytest.approx(1, abs=1e-5)
     free = long.history[long.history.run == 0]
     assert (free.multiplier == 0).all()  # a sparsity of 0 is always met
 
@@ -107,15 +112,39 @@ def test_distilling_from_the_pretrained_net_holds_a_run_near_it(pretrained, pool
     assert moved[1] < moved[0]
 
 
-def test_a_net_is_no_distance_from_itself_and_a_teacher_that_does_not_move_teaches_nothing(pretrained, pool):
+def some(pretrained, pool):
+    """Two tasks, and the first pretrained net for each."""
     drawn = smat.Tasks(*(x[None] for x in episodes.draw(pool, 2, range(6), 3, 2, 3, torch.Generator().manual_seed(0))))
-    models = {name: tensor[:1].unsqueeze(1).expand(1, 2, *tensor.shape[1:]) for name, tensor in pretrained.items()}
-    logits, y = smat._logits(NET, models, drawn, 3), episodes.answers(3, 3)
+    return drawn, {name: tensor[:1].unsqueeze(1).expand(1, 2, *tensor.shape[1:]) for name, tensor in pretrained.items()}
+
+
+def test_a_net_is_no_distance_from_itself(pretrained, pool):
+    drawn, models = some(pretrained, pool)
+    logits = episodes.solve(NET, models, drawn, 3)
     assert smat._distance(logits, logits).item() == pytest.approx(0, abs=1e-6)
     assert smat._distance(logits, logits.flip(-1)).item() > 0
-    assert torch.allclose(smat._teacher(NET, models, drawn, 3, y, lr=0.0), logits, atol=1e-6)
-    better = smat._teacher(NET, models, drawn, 3, y, lr=0.5)
-    assert (smat._cross_entropy(better, y) < smat._cross_entropy(logits, y)).all()
+
+
+def test_a_step_of_descent_is_the_formula_and_lets_gradients_pass_as_they_are(pretrained, pool):
+    drawn, models = some(pretrained, pool)
+    models = {name: tensor.clone().requires_grad_() for name, tensor in models.items()}
+    loss = episodes.task_losses(episodes.solve(NET, models, drawn, 3)).sum()
+    slopes = torch.autograd.grad(loss, list(models.values()))
+    stepped = smat._descended(NET, models, drawn, 3, torch.tensor([0.5]))
+    for (name, tensor), slope in zip(models.items(), slopes, strict=True):
+        assert torch.allclose(stepped[name], tensor - 0.5 * slope, atol=1e-6)
+    assert equal(smat._descended(NET, models, drawn, 3, torch.tensor([0.0])), models)
+    passed = torch.autograd.grad(sum(tensor.sum() for tensor in stepped.values()), list(models.values()))
+    assert all((each == 1).all() for each in passed)
+    assert (episodes.task_losses(episodes.solve(NET, stepped, drawn, 3)).sum() < loss).all()
+
+
+def test_a_support_step_changes_its_own_runs_alone(pretrained, pool):
+    plain, some_step = aims(), aims()._replace(support=torch.tensor([0.0, 0.5, 0.0]))
+    one, other = (tuned(pretrained, pool, each).experts.delta for each in (plain, some_step))
+    for name, tensor in one.items():
+        assert torch.equal(tensor[::2], other[name][::2])
+    assert not equal(stack.take(one, [1]), stack.take(other, [1]))
 
 
 def test_a_dense_teacher_can_be_learnt_from(pretrained, pool):

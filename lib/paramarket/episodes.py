@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
-from torch.nn.functional import normalize
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 
 from paramarket.base import DataError, ParameterError, stream
 from paramarket.data import Split
+from paramarket.stack import Stack, run
 
 
 class Pool(NamedTuple):
@@ -76,3 +77,22 @@ def prototype_logits(
         raise ParameterError(f"{support.shape[-2]} examples to learn from, for {ways} ways: expected as many of each.")
     means = support.unflatten(-2, (ways, -1)).mean(dim=-2)
     return 10 * normalize(query, dim=-1, eps=1e-8) @ normalize(means, dim=-1, eps=1e-8).mT
+
+
+def said(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
+    """What the model of every task of every run, a stack [K, T], says of its own examples."""
+    flat = {name: tensor.flatten(0, 1) for name, tensor in models.items()}
+    return run(net, flat, x.flatten(0, 1), shared=False, training=True).unflatten(0, x.shape[:2])
+
+
+def solve(net: nn.Module, models: Stack, tasks: Tasks, ways: int) -> Float[Tensor, "K T q ways"]:
+    """The logits of every task's queries by its own model [K, T], from the prototypes of its support."""
+    seen, shots = said(net, models, torch.cat([tasks.support, tasks.query], dim=2)), tasks.support.shape[2]
+    return prototype_logits(seen[:, :, :shots], seen[:, :, shots:], ways)
+
+
+def task_losses(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, "K T"]:
+    """Cross-entropy of every task, mean over its queries, which stand way by way; nats."""
+    count, ways = logits.shape[2:]
+    y = answers(ways, count // ways).to(logits.device).repeat(logits.shape[:2].numel())
+    return cross_entropy(logits.flatten(0, 2), y, reduction="none").view(logits.shape[:3]).mean(dim=-1)

@@ -10,14 +10,13 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, stream, watched
-from paramarket.episodes import Pool, Tasks, answers, draw, prototype_logits
+from paramarket.episodes import Pool, Tasks, answers, draw, said, solve, task_losses
 from paramarket.gates import HardConcrete, raised
 from paramarket.interpolated import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity
-from paramarket.stack import Stack, check, run
+from paramarket.stack import Stack, check
 
 __all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "interpolate", "judge", "meta_tune", "route"]
 __all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity"]
@@ -29,32 +28,24 @@ TEACHER_LR = 0.05  # of the dense teacher's one step
 class Aims(NamedTuple):
     """What each of K runs is after. sparsity: at least that share of gates closed, in every expert (tau) · pretrained,
     teacher: weight of distillation from the pretrained net, from the dense teacher · learn: whether gates are trained
+    support: learning rate of a task's own step on its support before its queries are answered, 0 for none
     """
 
     sparsity: Float[Tensor, " K"]
     pretrained: Float[Tensor, " K"]
     teacher: Float[Tensor, " K"]
     learn: Bool[Tensor, " K"]
+    support: Float[Tensor, " K"]
 
 
 class Tuned(NamedTuple):
-    """experts, and history: one row a look and run: step, run, loss (query cross-entropy, nats), sparsity (share of
-    gates that are 0, mean of the experts), expected (by its law), merged (0 in all experts), multiplier (mean)
+    """experts, and history: one row a look, run and expert: step, run, expert, loss (query cross-entropy, nats), alpha
+    (mean over the step's tasks), sparsity (share of gates that are 0), expected (by its law), multiplier, merged (share
+    that is 0 in all experts)
     """
 
     experts: SparseExperts
     history: pd.DataFrame
-
-
-def _features(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
-    flat = {name: tensor.flatten(0, 1) for name, tensor in models.items()}
-    return run(net, flat, x.flatten(0, 1), shared=False, training=True).unflatten(0, x.shape[:2])
-
-
-def _logits(net: nn.Module, models: Stack, tasks: Tasks, ways: int) -> Float[Tensor, "K T q ways"]:
-    said = _features(net, models, torch.cat([tasks.support, tasks.query], dim=2))
-    shots = tasks.support.shape[2]
-    return prototype_logits(said[:, :, :shots], said[:, :, shots:], ways)
 
 
 def _spread(pretrained: Stack, tasks: Tasks) -> Stack:
@@ -66,8 +57,8 @@ def _spread(pretrained: Stack, tasks: Tasks) -> Stack:
 def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
     """What the router makes of the examples, seen through the pretrained nets, which take no gradient."""
     with torch.no_grad():
-        said = _features(net, before, tasks.support)
-    return route(experts.keys, said)
+        seen = said(net, before, tasks.support)
+    return route(experts.keys, seen)
 
 
 def _drawn(pool: Pool, streams: dict[int, torch.Generator], seeds: Sequence[int], *how: object) -> Tasks:
@@ -82,19 +73,16 @@ def _distance(teacher: Tensor, logits: Tensor) -> Float[Tensor, " K"]:
     return 4 * (told.exp() * (told - said)).sum(dim=-1).flatten(1).mean(dim=1)
 
 
-def _teacher(net: nn.Module, models: Stack, tasks: Tasks, ways: int, y: Tensor, lr: float) -> Tensor:
-    """The dense teacher: each task's model after one step of gradient descent on its queries, all weights free."""
+def _descended(net: nn.Module, models: Stack, tasks: Tasks, ways: int, rate: Tensor) -> Stack:
+    """Each task's model after one step of gradient descent on its queries, all weights free, at its run's rate.
+
+    First-order: gradients pass to `models` as if the step did not depend on them.
+    """
     free = {name: tensor.detach().requires_grad_() for name, tensor in models.items()}
-    loss = _cross_entropy(_logits(net, free, tasks, ways), y).sum()
-    slopes = torch.autograd.grad(loss, list(free.values()))
-    with torch.no_grad():
-        stepped = {name: free[name] - lr * slope for name, slope in zip(free, slopes, strict=True)}
-        return _logits(net, stepped, tasks, ways)
-
-
-def _cross_entropy(logits: Float[Tensor, "K T q ways"], y: Tensor) -> Float[Tensor, "K T"]:
-    losses = cross_entropy(logits.flatten(0, 2), y.repeat(logits[..., 0, 0].numel()), reduction="none")
-    return losses.view(logits.shape[:-1]).mean(dim=-1)
+    slopes = torch.autograd.grad(task_losses(solve(net, free, tasks, ways)).sum(), list(free.values()))
+    return {
+        n: models[n] - rate.view(-1, *[1] * (slope.ndim - 1)) * slope for n, slope in zip(free, slopes, strict=True)
+    }
 
 
 def meta_tune(
@@ -122,7 +110,7 @@ def meta_tune(
 
     Loss of a run: (1 - distil) cross-entropy of the queries + distil (the aims' distances) + sum_m lambda_m (tau - 1 +
     expected share of open gates), where lambda rises with tau - closed share, and restarts at 0 once that is met. The
-    first factor is 1 where nothing is distilled. Adam throughout; no support step, and lambda not weighed by alpha.
+    first factor is 1 where nothing is distilled. Adam throughout; lambda is not weighed by alpha.
     Raises ParameterError for a sparsity outside [0, 1), and for what `episodes.draw` refuses.
     """
     if not ((aims.sparsity >= 0) & (aims.sparsity < 1)).all() or check(net, pretrained) != len(seeds):
@@ -132,42 +120,41 @@ def meta_tune(
     groups = zip((experts.delta.values(), experts.gates.values(), [experts.keys]), (lr, gate_lr, key_lr), strict=True)
     opt = torch.optim.Adam([{"params": list(params), "lr": rate} for params, rate in groups])
     streams, rows = {seed: stream(seed, "meta-tuning") for seed in seeds}, []
-    multiplier, y = torch.zeros_like(experts.keys[..., 0]).detach(), answers(ways, queries).to(experts.keys.device)
+    multiplier = torch.zeros_like(experts.keys[..., 0]).detach()
     for step in tqdm(range(steps), f"meta-tuning {len(seeds)} runs", leave=False, delay=1, disable=not watched()):
         drawn = _drawn(pool, streams, seeds, tasks, classes, ways, shots, queries)
-        loss, told = _loss(net, pretrained, experts, aims, drawn, ways, y, distil)
+        loss, told, alpha = _loss(net, pretrained, experts, aims, drawn, ways, distil)
         _, expected, _ = sparsity(experts.gates)
         opt.zero_grad()
         (loss + (multiplier * (aims.sparsity.unsqueeze(1) - expected)).sum(dim=1)).sum().backward()
         multiplier = _stepped(opt, experts, aims, multiplier, dual_lr)
         if step % look == 0 or step + 1 == steps:
-            rows.append(_row(step, told, experts, multiplier))
+            rows.append(_rows(step, told, alpha, experts, multiplier))
     done = SparseExperts(*({k: v.detach() for k, v in part.items()} for part in experts[:2]), experts.keys.detach())
     return Tuned(done, pd.concat(rows, ignore_index=True))
 
 
 def _loss(
-    net: nn.Module,
-    pretrained: Stack,
-    experts: SparseExperts,
-    aims: Aims,
-    drawn: Tasks,
-    ways: int,
-    y: Tensor,
-    distil: float,
-) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Loss of every run without its constraint, and the cross-entropy of its queries."""
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, aims: Aims, drawn: Tasks, ways: int, distil: float
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K M"]]:
+    """Loss of every run without its constraint, the cross-entropy of its queries, its mean alpha."""
     before = _spread(pretrained, drawn)
     with torch.no_grad():
-        unchanged = _logits(net, before, drawn, ways)
-    models = interpolate(pretrained, experts, _alpha(net, before, experts, drawn))
-    logits = _logits(net, models, drawn, ways)
-    told = _cross_entropy(logits, y).mean(dim=1)
+        unchanged = solve(net, before, drawn, ways)
+    alpha = _alpha(net, before, experts, drawn)
+    models = interpolate(pretrained, experts, alpha)
+    if aims.support.any():
+        models = _descended(net, models, drawn._replace(query=drawn.support), ways, aims.support)
+    logits = solve(net, models, drawn, ways)
+    told = task_losses(logits).mean(dim=1)
     taught = aims.pretrained * _distance(unchanged, logits)
     if aims.teacher.any():
-        taught = taught + aims.teacher * _distance(_teacher(net, models, drawn, ways, y, TEACHER_LR), logits)
+        dense = _descended(net, models, drawn, ways, torch.full_like(aims.teacher, TEACHER_LR))
+        with torch.no_grad():
+            answered = solve(net, dense, drawn, ways)
+        taught = taught + aims.teacher * _distance(answered, logits)
     share = distil * ((aims.pretrained + aims.teacher) > 0).float()
-    return (1 - share) * told + distil * taught, told.detach()
+    return (1 - share) * told + distil * taught, told.detach(), alpha.detach().mean(dim=1)
 
 
 @torch.no_grad()
@@ -185,12 +172,16 @@ def _stepped(
 
 
 @torch.no_grad()
-def _row(step: int, loss: Tensor, experts: SparseExperts, multiplier: Tensor) -> pd.DataFrame:
+def _rows(step: int, loss: Tensor, alpha: Tensor, experts: SparseExperts, multiplier: Tensor) -> pd.DataFrame:
+    """What there is to tell of every run [K] or expert [K, M], one row each."""
     closed, expected, merged = sparsity(experts.gates)
-    columns = {"loss": loss, "sparsity": closed.mean(dim=1), "expected": expected.mean(dim=1), "merged": merged}
-    columns |= {"multiplier": multiplier.mean(dim=1)}
-    numbers = {name: column.cpu().numpy() for name, column in columns.items()}
-    return pd.DataFrame({"step": step + 1, "run": range(len(loss)), **numbers})
+    told = {"loss": loss, "alpha": alpha, "sparsity": closed, "expected": expected, "multiplier": multiplier}
+    run, expert = torch.meshgrid(*map(torch.arange, alpha.shape), indexing="ij")
+    columns = {"run": run, "expert": expert} | told | {"merged": merged}
+    wide = {
+        n: (each if each.ndim == 2 else each.unsqueeze(1).expand_as(alpha)).flatten() for n, each in columns.items()
+    }
+    return pd.DataFrame({"step": step + 1, **{name: each.cpu().numpy() for name, each in wide.items()}})
 
 
 @torch.no_grad()
@@ -200,7 +191,7 @@ def judge(
     """Accuracy of every run on its tasks (see `fresh_tasks`), and of its pretrained net on the same."""
     before, y = _spread(pretrained, drawn), answers(ways, drawn.query.shape[2] // ways).to(experts.keys.device)
     models = interpolate(pretrained, experts, _alpha(net, before, experts, drawn))
-    right = [(_logits(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
+    right = [(solve(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
     return tuple(each.flatten(1).mean(dim=1) for each in right)
 
 
