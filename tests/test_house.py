@@ -14,7 +14,7 @@ from paramarket.__main__ import HOME
 ROOMS = ["base", "sources", "data", "weights", "mlps", "stack", "optim", "train", "symmetry", "align", "landscape"]
 ROOMS += ["merge", "cka", "route", "specialists", "price", "worth", "broker", "ledger"]
 ROOMS += ["terms", "trades", "market", "classroom"]
-ROOMS += ["gates", "episodes", "interpolated", "smat", "adapt"]
+ROOMS += ["gates", "episodes", "interpolated", "smat", "adapt", "mixtures", "soup"]
 ROOMS += ["decide", "charts", "pictures", "scatters", "tallies", "plot", "tasks", "teach"]
 ROOMS += ["runs", "sweep", "pages", "__main__"]
 MODULES = {path.stem: path for path in (HOME / "lib/paramarket").glob("*.py") if path.stem != "__init__"}

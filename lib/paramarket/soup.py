@@ -1,0 +1,142 @@
+"""Soup of Experts (Ablin et al. 2025): a base and experts trained so that every mixture of them is a good model.
+
+Theta(h) = S + sum_i phi_i(h) E_i for domain weights h (see `mixtures`); phi is a small MLP, without a softmax. Out come
+plain parameters: no soup is needed to run a specialist. A model trained alone is a soup without experts.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from paramarket.base import ParameterError, ShapeError, TrainingError, stream, watched
+from paramarket.data import Split
+from paramarket.mixtures import batches, check_weights
+from paramarket.stack import Stack, chain, check, init, mix, mlp, run
+
+
+class Soup(NamedTuple):
+    """K soups. base: S, a stack [K] · experts: E, a stack [K, n] · router: phi, a stack [K] of MLPs domains -> n."""
+
+    base: Stack
+    experts: Stack
+    router: Stack
+
+
+def soup_of(net: nn.Module, domains: int, experts: Sequence[int], seeds: Sequence[int], hidden: int = 32) -> Soup:
+    """K soups at their start: S as PyTorch draws it, E 0, phi random; soups of one seed start alike.
+
+    experts: how many each soup has, 0 for a model trained alone. All share one shape: where a soup has fewer than the
+    largest, phi never asks the rest, and they stay 0 in training, for neither can move without the other.
+    """
+    if len(experts) != len(seeds) or not seeds or min(experts) < 0 or min(hidden, domains) < 1:
+        asked = f"experts = {list(experts)}, {len(seeds)} seeds, hidden = {hidden}, {domains} domains"
+        raise ParameterError(f"{asked}: expected a number ≥ 0 for each seed, 1 or more units and domains.")
+    most, phi = max(experts), mlp(domains, [hidden], max(1, *experts))
+    own = {seed: (init(net, 1, seed), init(phi, 1, seed)) for seed in seeds}
+    base, router = (chain([own[seed][part] for seed in seeds]) for part in (0, 1))
+    for name in list(router)[-2:]:
+        router[name] = router[name][:, :most]
+        for k, few in enumerate(experts):
+            router[name][k, few:] = 0
+    return Soup(base, {name: t.new_zeros(len(t), most, *t.shape[1:]) for name, t in base.items()}, router)
+
+
+def alphas(soup: Soup, h: Float[Tensor, "J domains"]) -> Float[Tensor, "K J n"]:
+    """phi(h): how much of each expert J domain weights ask of every soup."""
+    phi = _phi(soup.router)
+    check_weights(h, phi[1].in_features)
+    return run(phi, soup.router, h.to(soup.router["1.weight"]), shared=True, training=True)
+
+
+def _phi(router: Stack) -> nn.Sequential:
+    first, last = router["1.weight"], router["3.weight"]
+    return mlp(first.shape[2], [first.shape[1]], max(1, last.shape[1]))  # a Linear of no outputs warns
+
+
+def combine(soup: Soup, alpha: Float[Tensor, "K J n"]) -> Stack:
+    """S + sum_i alpha_i E_i: [K, J] models, linear in alpha."""
+    parts = {name: torch.cat([base.unsqueeze(1), soup.experts[name]], dim=1) for name, base in soup.base.items()}
+    return mix(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), parts)
+
+
+@torch.no_grad()
+def specialists(soup: Soup, h: Float[Tensor, "J domains"]) -> Stack:
+    """Theta(h) of every soup for J domain weights at once, a stack [K, J] of plain models."""
+    return combine(soup, alphas(soup, h))
+
+
+def pretrain(
+    net: nn.Module,
+    start: Soup,
+    domains: Sequence[Split],
+    h: Float[Tensor, "K steps domains"],
+    *,
+    seeds: Sequence[int],
+    batch: int = 128,
+    lr: float = 3e-3,
+) -> tuple[Soup, Float[Tensor, "K steps"]]:
+    """Train K soups at once, a step for every h: Theta(h), a batch of mix(h), one backward for S, E and phi.
+
+    The same h at every step trains for that mixture alone. Adam, its rate falling to 0 in a line. Runs of one seed see
+    the same random numbers. Returns the soups, and their loss at every step, nats. Raises ShapeError, ParameterError
+    for an h that is no weights, TrainingError where a loss is not finite.
+    """
+    copies, steps, own = check(net, start.base), h.shape[1], {seed: stream(seed, "mixtures") for seed in seeds}
+    if not copies == len(h) == len(seeds) or steps < 1:
+        raise ShapeError(
+            f"{copies} soups, {len(seeds)} seeds, h of shape {tuple(h.shape)}: expected h for each of them."
+        )
+    bank, phi = _flat(start).requires_grad_(), _phi(start.router)
+    router = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.router.items()}
+    opt = torch.optim.Adam([bank, *(router.values() if bank.shape[1] > 1 else ())], lr, fused=True)
+    pace, losses = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=steps), []
+    drawn, told = batches(domains, h.to(bank), batch, [own[s] for s in seeds]), f"training {copies} soups"
+    for x, y, now in tqdm(drawn, told, total=steps, leave=False, delay=1, disable=not watched()):
+        losses.append(_step(net, _apart(_theta(bank, phi, router, now), start.base), x, y, opt))
+        pace.step()
+    _finite(torch.stack(losses))
+    parts = _apart(bank.detach(), start.base)
+    base, experts = ({name: part[:, where].clone() for name, part in parts.items()} for where in (0, slice(1, None)))
+    return Soup(base, experts, {name: tensor.detach() for name, tensor in router.items()}), torch.stack(losses, dim=1)
+
+
+def _flat(soup: Soup) -> Float[Tensor, "K experts weights"]:
+    """S and E, every model a row: one product a step for all its tensors, one tensor for the optimiser."""
+    rows = [torch.cat([base.unsqueeze(1), soup.experts[name]], dim=1).flatten(2) for name, base in soup.base.items()]
+    return torch.cat(rows, dim=2).detach()
+
+
+def _apart(rows: Float[Tensor, "... weights"], like: Stack) -> Stack:
+    """Rows of weights as models again, views into them."""
+    shapes = {name: tensor.shape[1:] for name, tensor in like.items()}
+    parts = rows.split([shape.numel() for shape in shapes.values()], dim=-1)
+    return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _theta(bank: Tensor, phi: nn.Module, router: Stack, h: Float[Tensor, "K domains"]) -> Float[Tensor, "K weights"]:
+    """Theta(h), an h for each soup. With G the gradient of Theta: G for S, alpha_i G for E_i, <E_i, G> for alpha_i."""
+    if bank.shape[1] == 1:
+        return bank[:, 0]
+    alpha = run(phi, router, h.unsqueeze(1), shared=False, training=True)
+    return torch.bmm(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), bank).squeeze(1)
+
+
+def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Float[Tensor, " K"]:
+    """One step for every soup; the sum over soups keeps each one's gradient its own."""
+    logits = run(net, models, x, shared=False, training=True)
+    losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)
+    opt.zero_grad()
+    losses.sum().backward()
+    opt.step()
+    return losses.detach()
+
+
+def _finite(losses: Float[Tensor, "steps K"]) -> None:
+    if not losses.isfinite().all():
+        step, k = (~losses.isfinite()).nonzero()[0].tolist()
+        raise TrainingError(f"the loss of soup {k} is not finite at step {step} of {len(losses)}: try a smaller lr.")
