@@ -159,3 +159,13 @@ def test_a_mask_overlaps_with_itself_and_by_chance_with_another():
     assert smat.overlap(one, other).tolist() == pytest.approx([0.2 / 1.8] * 2, abs=0.01)
     none = {name: torch.full_like(gate, -9.0) for name, gate in one.items()}
     assert smat.overlap(none, none).tolist() == [0, 0]
+
+
+def test_what_is_stored_can_be_counted_by_hand():
+    gates = {"1.weight": torch.full((2, 2, 1, 16), -9.0)}
+    gates["1.weight"][:, 0, 0, :3] = 9.0
+    gates["1.weight"][:, 1, 0, 2:4] = 9.0
+    told = smat.stored(gates)
+    assert told["one expert"] == (2.5, pytest.approx((4 * 2.5 + 16 / 8) / 1000))
+    assert told["all experts"] == (4 + 5, pytest.approx((4 * 9 + 2 * 16 / 8) / 1000))
+    assert told["their mixture"] == (4, pytest.approx((4 * 4 + 16 / 8) / 1000))

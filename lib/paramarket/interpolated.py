@@ -105,3 +105,16 @@ def overlap(one: Stack, other: Stack) -> Float[Tensor, " K"]:
     """Of the gates open in either of two masks [K], the share open in both. Chance: d / (2 - d) for a density of d."""
     a, b = (opened({name: gate.unsqueeze(1) for name, gate in gates.items()})[:, 0] for gates in (one, other))
     return (a & b).sum(dim=1) / (a | b).sum(dim=1).clamp_min(1)
+
+
+def stored(gates: Stack) -> dict[str, tuple[float, float]]:
+    """What experts take to store or send, {what: (numbers, kB)}, mean over runs: 4 bytes a number, a bit a place.
+
+    An expert alone, or a mixture, is what it adds to each weight it changes; all together are the shared change, and
+    every expert's open gates.
+    """
+    changed = opened(gates).float()
+    size, (runs, experts, _) = changed.shape[2], changed.shape
+    every, either = changed.sum().item() / runs, changed.amax(dim=1).sum().item() / runs
+    parts = {"one expert": (every / experts, 1), "all experts": (either + every, experts), "their mixture": (either, 1)}
+    return {what: (numbers, (4 * numbers + masks * size / 8) / 1000) for what, (numbers, masks) in parts.items()}

@@ -28,12 +28,12 @@ from paramarket.charts import (
 )
 from paramarket.pictures import filters, image_row, loss_plane, matrices
 from paramarket.scatters import cka_heatmap, frontier, plane, share_map, trails
-from paramarket.tallies import class_arrows, gain_rows, harm_table, labels_curve, surplus_bars
+from paramarket.tallies import class_arrows, gain_rows, harm_table, labels_curve, price_sheet, surplus_bars
 
 __all__ = ["cka_heatmap", "class_accuracy", "class_arrows", "controls", "curves", "filters", "frontier"]
 __all__ += ["gain_rows", "harm_table", "image_row", "labels_curve", "layer_bars", "learning_curves", "loss_path"]
 __all__ += ["loss_plane", "plane", "share_map"]
-__all__ += ["matrices", "money_bars", "panels", "share_bars", "style", "surplus_bars", "sweeps"]
+__all__ += ["matrices", "money_bars", "panels", "price_sheet", "share_bars", "style", "surplus_bars", "sweeps"]
 __all__ += ["trails", "turning", "ways"]
 
 

@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from paramarket.base import ParameterError, stream, watched
 from paramarket.episodes import Pool, Tasks, answers, draw, said, solve, task_losses
 from paramarket.gates import HardConcrete, raised
-from paramarket.interpolated import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity
+from paramarket.interpolated import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity, stored
 from paramarket.stack import Stack, check
 
 __all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "interpolate", "judge", "meta_tune", "route"]
-__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity"]
+__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity", "stored"]
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step

@@ -142,3 +142,34 @@ def harm_table(
     axis.grid(visible=False)
     figure.colorbar(shown, ax=axis, label=axes_of[2])
     plt.show()
+
+
+def price_sheet(
+    rows: Mapping[str, tuple[Mapping[str, Float[Tensor, " seeds"]], Sequence[str]]],
+    columns: Sequence[str],
+    quantity: str,
+    title: str,
+) -> None:
+    """One row a way: what it reaches, {what: values} with the intervals, on a log scale; and beside it what it costs.
+
+    rows: {way: ({what: values}, one text a column)}
+    """
+    _, axis = plt.subplots(figsize=(6.2, 1.4 + 0.42 * len(rows)))
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right", "fontsize": 9}
+    kinds = list(dict.fromkeys(what for losses, _ in rows.values() for what in losses))
+    for row, (losses, texts) in enumerate(rows.values()):
+        for what, values in losses.items():
+            (mean, low, high), k = interval(values), kinds.index(what)
+            how = {"color": COLOURS[k], "marker": "oD"[k % 2], "capsize": 3, "label": what if row == 0 else None}
+            axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], linestyle="none", **how)
+        for k, text in enumerate(texts):
+            axis.annotate(text, (1.24 + 0.25 * k, row), **beside)
+    for k, column in enumerate(columns):
+        axis.annotate(column, (1.24 + 0.25 * k, -0.9), **beside | {"weight": "bold", "va": "bottom"})
+    axis.set(title=title, xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.6))
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="x", which="both", labelsize=8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.3 + 0.1 * len(rows))), ncols=2)
+    plt.show()

@@ -1,5 +1,6 @@
-"""How a learner's code is checked, and the checks of notebooks 04, 06, 07. `teach` passes them on."""
+"""How a learner's code is checked, and the checks of notebooks 04 to 07. `teach` passes them on."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -126,3 +127,49 @@ def check_mixed_alpha(answer: Callable[..., torch.Tensor]) -> None:
         return f"expected {expected.tolist()}, got {found.tolist()}." if (found - expected).abs().max() > 1e-3 else ""
 
     tell("mixed_alpha", test)
+
+
+def check_specialist(answer: Callable[..., dict[str, torch.Tensor]]) -> None:
+    """Notebook 05: S + sum_i alpha_i E_i, from a base, experts [n, ...] and alpha [n]."""
+
+    def test() -> str:
+        own, shapes = fresh(), {"1.weight": (4, 3), "1.bias": (4,)}
+        base = {name: torch.randn(shape, generator=own) for name, shape in shapes.items()}
+        experts = {name: torch.randn(5, *shape, generator=own) for name, shape in shapes.items()}
+        for alpha in (torch.eye(5)[2], torch.randn(5, generator=own)):
+            found = answer(base, experts, alpha)
+            for name, tensor in base.items():
+                expected = tensor + sum(a * expert for a, expert in zip(alpha, experts[name], strict=True))
+                if name not in found or found[name].shape != tensor.shape:
+                    return f"expected {name!r} of shape {tuple(tensor.shape)} among its tensors, as in the base."
+                if (found[name] - expected).abs().max() > 1e-4:
+                    hint = (
+                        " That is the sum of the experts without S."
+                        if torch.allclose(found[name] + tensor, expected)
+                        else ""
+                    )
+                    return (
+                        f"with alpha = {[round(a, 2) for a in alpha.tolist()]}, {name!r} is not S + sum alpha E.{hint}"
+                    )
+        return ""
+
+    tell("specialist", test)
+
+
+def check_pays_after(answer: Callable[[float, float, float], int]) -> None:
+    """Notebook 05: the smallest number of customers at which paying once is no dearer than paying for each."""
+
+    def test() -> str:
+        for once, each, instead in (torch.randint(1, 50, (20, 3), generator=fresh()).double() * 10).tolist():
+            found = answer(once, each, each + instead)
+            if found < 0 or once + found * each > found * (each + instead):
+                return (
+                    f"once {once:g}, then {each:g} each, instead of {each + instead:g}: {found} customers do not pay."
+                )
+            if found > 0 and once + (found - 1) * each <= (found - 1) * (each + instead):
+                return f"once {once:g}, then {each:g} each, instead of {each + instead:g}: it pays before {found}."
+        return (
+            "" if answer(1.0, 3.0, 2.0) == math.inf else "if each one costs more than before, it never pays: math.inf."
+        )
+
+    tell("pays_after", test)

@@ -15,13 +15,16 @@ from paramarket.tasks import (
     check_better_bid,
     check_mixed_alpha,
     check_open_chance,
+    check_pays_after,
     check_rounds_to,
+    check_specialist,
     check_split_cents,
 )
 
 __all__ = ["check_average", "check_best_share", "check_better_bid", "check_cka", "check_copy_barriers", "check_fool"]
 __all__ += ["check_match_layer", "check_merge_method", "check_rounds_to", "check_same_mistake", "check_split_cents"]
-__all__ += ["check_mixed_alpha", "check_open_chance", "check_swap_units", "student_copy"]
+__all__ += ["check_mixed_alpha", "check_open_chance", "check_pays_after", "check_specialist", "check_swap_units"]
+__all__ += ["student_copy"]
 
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION", re.S | re.M)
 
