@@ -67,6 +67,54 @@ def test_likeness_is_the_cka_of_every_layer_and_one_for_twins(grown, digits):
     assert list(specialists.said(NET, base, digits.quote.x)) == ["2", "3", "4", "5"]
 
 
+PLAIN = stack.mlp(64, [12], 10)
+
+
+def families(count=4):
+    """Two families of so many models, a stack [2, count]."""
+    return {name: tensor.unflatten(0, (2, count)) for name, tensor in stack.init(PLAIN, 2 * count, seed=0).items()}
+
+
+@pytest.mark.parametrize("count", [4, 26])
+def test_a_model_is_its_own_nearest_kin(digits, count):
+    for found, own in zip(specialists.kinship(PLAIN, families(count), digits.quote.x), (1.0, 0.0), strict=True):
+        assert found.shape == (2, count, count)
+        assert torch.allclose(found, found.mT, atol=1e-6)
+        assert torch.allclose(found.diagonal(dim1=1, dim2=2), torch.tensor(own), atol=1e-6)
+        assert ((found - own).abs() > 0.05).sum() == 2 * count * (count - 1)
+
+
+def test_kinship_is_the_cka_of_the_last_hidden_layer_and_the_distance_of_the_weights(digits):
+    for net in (PLAIN, NET):
+        models = {name: tensor.unflatten(0, (2, 3)) for name, tensor in stack.init(net, 6, seed=0).items()}
+        alike, apart = specialists.kinship(net, models, digits.quote.x)
+        said = list(stack.features(net, stack.take(models, 1), digits.quote.x).values())[-2]
+        assert alike[1, 0, 2].item() == pytest.approx(cka.linear_cka(said[0], said[2]), abs=1e-5)
+        rows = [torch.cat([tensor[1, j].flatten() for tensor in models.values()]) for j in range(3)]
+        length = sum(row.norm() for row in rows) / 3
+        assert apart[1, 0, 2].item() == pytest.approx(((rows[0] - rows[2]).norm() / length).item(), rel=1e-5)
+
+
+def test_a_distance_by_hand():
+    net, rows = stack.mlp(1, [1], 1), torch.tensor([[3.0, 0, 4, 0], [3, 4, 0, 0], [5, 0, 0, 0]])  # all are 5 long
+    shapes = {"1.weight": (1, 1), "1.bias": (1,), "3.weight": (1, 1), "3.bias": (1,)}
+    models = {name: rows[None, :, k].view(1, 3, *shape) for k, (name, shape) in enumerate(shapes.items())}
+    _, apart = specialists.kinship(net, models, torch.linspace(0, 1, 9).unsqueeze(1))
+    assert torch.allclose(apart[0], torch.tensor([[0.0, 32, 20], [32, 0, 20], [20, 20, 0]]).sqrt() / 5)
+
+
+def test_hidden_units_in_another_order_are_as_alike_and_further_apart(digits):
+    models, order = families(2), torch.randperm(12, generator=stream(0, "order"))
+    turned = {"1.weight": models["1.weight"][:, 1, order], "1.bias": models["1.bias"][:, 1, order]}
+    turned |= {"3.weight": models["3.weight"][:, 1, :, order], "3.bias": models["3.bias"][:, 1]}
+    moved = {name: torch.cat([tensor, turned[name].unsqueeze(1)], dim=1) for name, tensor in models.items()}
+    alike, apart = specialists.kinship(PLAIN, moved, digits.quote.x)
+    assert torch.allclose(alike[:, 0, 1], alike[:, 0, 2], atol=1e-5)
+    assert torch.allclose(alike[:, 1, 2], torch.ones(2), atol=1e-5)
+    assert (apart[:, 1, 2] > 0.5).all()
+    assert not torch.allclose(apart[:, 0, 1], apart[:, 0, 2], atol=1e-4)
+
+
 @HOLD
 def test_every_hold_is_a_share_for_every_weight(knob):
     models = stack.init(NET, 2, seed=0)

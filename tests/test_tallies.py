@@ -61,6 +61,50 @@ def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_ke
     assert [text.get_text() for text in axis.get_legend().texts] == ["buyer", "seller", "lost"]
 
 
+ONE = {"one": torch.tensor([0.9, 1.0, 1.1])}
+BOTH = ONE | {"mixed": torch.tensor([1.8, 2.0, 2.5])}
+COSTS = [("1,000", "60"), ("9,000", "61"), ("8,000", "480")]
+
+
+def sheet(*reached):
+    rows = {"abc"[k]: (each, COSTS[k]) for k, each in enumerate(reached)}
+    tallies.price_sheet(rows, ["kept", "once"], "nats", "title")
+
+
+def test_a_price_sheet_has_a_row_a_way_from_the_top_and_its_costs_beside_it_under_their_headers(drawn):
+    sheet(BOTH, BOTH, ONE)
+    (axis,) = drawn()
+    assert (axis.get_title(), axis.get_title(loc="left"), axis.get_xlabel()).count("title") == 1
+    assert axis.get_xlabel() == "nats"
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.yaxis.get_inverted()
+    at = {text.get_text(): text.xy for text in axis.texts}
+    assert len(axis.texts) == len(at) == 8
+    for row, texts in enumerate(COSTS):
+        assert [at[text] for text in texts] == [(at["kept"][0], row), (at["once"][0], row)]
+    assert 1 < at["kept"][0] < at["once"][0]
+    assert at["kept"][1] == at["once"][1] < 0
+
+
+def test_a_price_sheet_marks_every_mean_in_its_row_with_its_interval(drawn):
+    sheet(BOTH, ONE)
+    (axis,) = drawn()
+    marks = {(round(line.get_xdata()[0], 4), line.get_ydata()[0]) for line in axis.lines}
+    for row, values in ((0, ONE["one"]), (0, BOTH["mixed"]), (1, ONE["one"])):
+        assert {(round(end, 4), row) for end in interval(values)} <= marks
+    assert len(marks) == 9
+    colours = [bars.lines[0].get_color() for bars in axis.containers]
+    assert colours[0] == colours[2] != colours[1]
+
+
+@pytest.mark.parametrize("reached", [(BOTH, BOTH, BOTH), (BOTH, ONE), (ONE, BOTH)])
+def test_the_legend_of_a_price_sheet_holds_each_kind_once(drawn, reached):
+    sheet(*reached)
+    (axis,) = drawn()
+    assert [text.get_text() for text in axis.get_legend().texts] == ["one", "mixed"]
+
+
 def test_a_harm_table_names_every_field_and_is_white_at_zero(drawn):
     rows = {"honest": {"quote": torch.tensor([4.0, 6.0])}, "cheat": {"quote": torch.tensor([-9.0, -11.0])}}
     tallies.harm_table(rows, ("seller", "rule", "points"), "title")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -27,6 +29,30 @@ def mixed_alpha(keys, a, b, share, scaled=True):
     e = share * a + (1 - share) * b
     scores = (keys @ (e / e.norm() * len(e) ** 0.5 if scaled else e)).sigmoid()
     return scores / scores.sum()
+
+
+def specialist(base, experts, alpha):
+    return {name: tensor + torch.tensordot(alpha, experts[name], 1) for name, tensor in base.items()}
+
+
+def without_base(base, experts, alpha):
+    return {name: torch.tensordot(alpha, experts[name], 1) for name in base}
+
+
+def without_biases(*of):
+    return {"1.weight": specialist(*of)["1.weight"]}
+
+
+def as_a_stack(*of):
+    return {name: tensor.unsqueeze(0) for name, tensor in specialist(*of).items()}
+
+
+def first_alone(base, experts, alpha):
+    return {name: tensor + alpha[0] * experts[name][0] for name, tensor in base.items()}
+
+
+def pays_after(once, each, instead, rounded=math.ceil):
+    return math.inf if each >= instead else rounded(once / (instead - each))
 
 
 def unwritten(*_):
@@ -60,6 +86,19 @@ def unwritten(*_):
         (teach.check_rounds_to, rounds_to, "✓ rounds_to holds"),
         (teach.check_rounds_to, lambda c, g: rounds_to(c, g) or 0, "expected None"),
         (teach.check_rounds_to, lambda c, g: (rounds_to(c, g) or 1) - 1, "expected 1"),
+        (teach.check_specialist, specialist, "✓ specialist holds"),
+        (teach.check_specialist, without_base, "'1.weight' is the sum of the experts without S."),
+        (teach.check_specialist, without_biases, "expected '1.bias' of shape (4,) among its tensors"),
+        (teach.check_specialist, as_a_stack, "expected '1.weight' of shape (4, 3) among its tensors"),
+        (teach.check_specialist, first_alone, "'1.weight' is not S + sum alpha E."),
+        (teach.check_specialist, lambda base, *_: base, "'1.weight' is not S + sum alpha E."),
+        (teach.check_pays_after, pays_after, "✓ pays_after holds"),
+        (teach.check_pays_after, lambda *of: pays_after(*of, rounded=math.floor), "it does not pay yet"),
+        (teach.check_pays_after, lambda *of: pays_after(*of) + 1, "it pays before"),
+        (teach.check_pays_after, lambda *of: pays_after(*of, rounded=math.floor) + 1, "it pays before customer 3"),
+        (teach.check_pays_after, lambda *of: pays_after(*of, rounded=float), "expected a whole number of customers"),
+        (teach.check_pays_after, lambda *_: math.inf, "expected a whole number of customers, got inf"),
+        (teach.check_pays_after, lambda once, each, instead: math.ceil(once / (instead - each)), "it never pays: math"),
     ],
 )
 def test_checks_tell_right_from_wrong(capsys, check, answer, says):

@@ -4,7 +4,7 @@ mix(h) = sum_i h_i D_i (Soup-of-Experts, Ablin et al. 2025): first a domain by h
 customer's h is found from a few examples, and how a specialist is tried before it ships.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from paramarket.base import DataError, Interval, ParameterError, interval
+from paramarket.base import DataError, Interval, ParameterError, interval, stream
 from paramarket.data import Split
-from paramarket.stack import Params, Stack, forward, join
-from paramarket.train import Score, evaluate
+from paramarket.stack import Params, Stack, features, forward, init, join, mlp
+from paramarket.train import Score, evaluate, fit
 
 
 class Law(NamedTuple):
@@ -30,14 +30,23 @@ class Law(NamedTuple):
 
 def draw_weights(law: Law, domains: int, count: int, generator: Generator) -> Float[Tensor, "count domains"]:
     """`count` domain weights by a law; rows sum to 1."""
-    low, high = law.support
-    if not 1 <= low <= high <= domains or law.concentration <= 0:
-        raise ParameterError(f"{law}: expected 1 ≤ support ≤ {domains} domains, and a concentration above 0.")
+    (low, high), a = law.support, law.concentration
+    if not 1 <= low <= high <= domains or not 1e-6 <= a <= 1e6:
+        raise ParameterError(f"{law}: expected 1 ≤ support ≤ {domains} domains, and a concentration from 1e-6 to 1e6.")
     size = torch.randint(low, high + 1, (count, 1), generator=generator)
-    rank = torch.rand(count, domains, generator=generator).argsort(dim=1).argsort(dim=1)
-    drawn = torch._standard_gamma(torch.full((count, domains), law.concentration), generator=generator)
-    kept = drawn.clamp_min(1e-30) * (rank < size)
-    return kept / kept.sum(dim=1, keepdim=True)
+    rank = torch.rand(count, domains, generator=generator).argsort(dim=1)
+    drawn = torch._standard_gamma(torch.full((count, domains), a + 1), generator=generator).log()
+    drawn += torch.rand(count, domains, generator=generator).clamp_min(1e-30).log() / a  # log Gamma(a), however small a
+    return drawn.masked_fill(rank >= size, -torch.inf).softmax(dim=1)
+
+
+def plan(
+    laws: Sequence[Law | None], domains: int, steps: int, seeds: Sequence[int]
+) -> Float[Tensor, "K steps domains"]:
+    """h for every step of K runs, drawn by each run's law; None: all domains alike, always. One seed, one random h."""
+    even = torch.full((steps, domains), 1 / domains)
+    runs = zip(laws, seeds, strict=True)
+    return torch.stack([even if law is None else draw_weights(law, domains, steps, stream(s, "h")) for law, s in runs])
 
 
 def check_weights(h: Float[Tensor, "... domains"], domains: int) -> None:
@@ -48,6 +57,11 @@ def check_weights(h: Float[Tensor, "... domains"], domains: int) -> None:
         raise ParameterError(
             f"h = {h.flatten()[:8].tolist()} …: expected weights ≥ 0 that sum to 1; divide by their sum."
         )
+
+
+def seen(split: Split, views: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> list[Split]:
+    """One split through several cameras (see `data.DOMAINS`), each a domain; equal seeds, equal views of all splits."""
+    return [Split(view(split.x, stream(seed, "views")), split.y) for view in views.values()]
 
 
 def batches(
@@ -84,6 +98,34 @@ def by_domain(net: nn.Module, models: Stack, domains: Sequence[Split]) -> Score:
     return Score(*(torch.stack(each, dim=1) for each in zip(*(evaluate(net, models, s) for s in domains), strict=True)))
 
 
+def score(
+    net: nn.Module, models: Stack, h: Float[Tensor, "*K J domains"], domains: Sequence[Split]
+) -> tuple[Float[Tensor, "K J"], Float[Tensor, "K J"]]:
+    """Loss (nats) and accuracy of models [K, J], each under its own mixture: sum_i h_i L_i, no sampling."""
+    check_weights(h, len(domains))
+    runs, count = next(iter(models.values())).shape[:2]
+    scores = by_domain(net, {name: tensor.flatten(0, 1) for name, tensor in models.items()}, domains)
+    return tuple((each.cpu().view(runs, count, -1) * h.cpu()).sum(dim=-1) for each in scores[:2])
+
+
+def teller(
+    domains: Sequence[Split], units: int, *, seed: int, **how: float
+) -> Callable[[Float[Tensor, "*customers n channels height width"]], Float[Tensor, "*customers n units"]]:
+    """A small net is trained to tell the domains apart; then gives what its hidden units say of images.
+
+    how: of `train.fit`
+    """
+    net = mlp(domains[0].x[0].numel(), [units], len(domains))
+    owner = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(split) for split in domains]))
+    told = fit(net, init(net, 1, seed), Split(torch.cat([s.x for s in domains]), owner), seed=seed, **how).stack
+
+    def look(x: Tensor) -> Tensor:
+        hidden = list(features(net, told, x.cpu().flatten(0, -4)).values())[-2][0]
+        return hidden.unflatten(0, x.shape[:-3])
+
+    return look
+
+
 class Clusters(NamedTuple):
     """centroids, and shares [clusters, domains]: of a domain's examples, how many fall into each; columns sum to 1."""
 
@@ -91,14 +133,14 @@ class Clusters(NamedTuple):
     shares: Float[Tensor, "clusters domains"]
 
 
-def clusters(domains: Sequence[Float[Tensor, "n features"]], count: int, seed: int) -> Clusters:
+def clusters(domains: Sequence[Float[Tensor, "_ features"]], count: int, seed: int) -> Clusters:
     """k-means (scipy, k-means++) over the features of all domains, and what every domain looks like in its clusters."""
     from scipy.cluster.vq import kmeans2  # not above: it takes longer to import than all the rest
 
     sizes = torch.tensor([len(each) for each in domains])
     if not 1 <= count <= sizes.sum():
         raise ParameterError(f"count = {count}, expected 1 to {int(sizes.sum())} clusters, as many as examples.")
-    found, label = kmeans2(torch.cat(list(domains)).double().cpu().numpy(), count, minit="++", rng=seed)
+    found, label = kmeans2(torch.cat(list(domains)).double().cpu().numpy(), count, iter=30, minit="++", rng=seed)
     held = torch.zeros(count, len(sizes))
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)
     held.index_put_((torch.as_tensor(label).long(), owner), torch.ones(len(owner)), accumulate=True)
@@ -114,9 +156,9 @@ def domain_weights(
     the histogram of the paper's Alg. 3. It blurs: an example whose cluster two domains share counts for both.
     rounds > 0: so many rounds of expectation-maximisation from there towards the most likely h.
     """
-    if examples.shape[-2] == 0:
-        raise DataError("no examples: expected one or more of the customer's, to find its domain weights.")
-    nearest = torch.cdist(examples.cpu(), clusters.centroids).argmin(dim=-1)
+    if examples.shape[-2] == 0 or rounds < 0:
+        raise DataError(f"{examples.shape[-2]} examples, {rounds} rounds: expected one or more, and none or more.")
+    nearest = torch.cdist(examples.cpu().float(), clusters.centroids).argmin(dim=-1)
     likely = clusters.shares[nearest]  # [..., m, domains]
     h = torch.full_like(likely[..., 0, :], 1 / likely.shape[-1])
     for _ in range(rounds + 1):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from paramarket.landscape import Plane
@@ -51,9 +52,12 @@ def matrices(
     figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 3.9), squeeze=False, layout="constrained")
     top = max(table.abs().max().item() for table in tables.values())
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        shown = axis.imshow(table.numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
+        rows, columns = table.shape
+        ends = (0.5, columns + 0.5, rows + 0.5, 0.5)  # counted from 1
+        shown = axis.imshow(table.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, extent=ends)
         axis.set_title(name, loc="center", weight="normal")
         axis.set(xlabel=axes_of[1], ylabel=axes_of[0])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
     figure.colorbar(shown, ax=axes, label=quantity, shrink=0.85)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")

@@ -4,7 +4,7 @@ Theta(h) = S + sum_i phi_i(h) E_i for domain weights h (see `mixtures`); phi is 
 plain parameters: no soup is needed to run a specialist. A model trained alone is a soup without experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, ShapeError, TrainingError, stream, watched
 from paramarket.data import Split
-from paramarket.mixtures import batches, check_weights
-from paramarket.stack import Stack, chain, check, init, mix, mlp, run
+from paramarket.mixtures import Law, batches, check_weights, plan
+from paramarket.stack import Stack, chain, check, init, mix, mlp, run, take
 
 
 class Soup(NamedTuple):
@@ -27,7 +27,14 @@ class Soup(NamedTuple):
     router: Stack
 
 
-def soup_of(net: nn.Module, domains: int, experts: Sequence[int], seeds: Sequence[int], hidden: int = 32) -> Soup:
+def soup_of(
+    net: nn.Module,
+    domains: int,
+    experts: Sequence[int],
+    seeds: Sequence[int],
+    hidden: int = 32,
+    device: torch.device | str = "cpu",
+) -> Soup:
     """K soups at their start: S as PyTorch draws it, E 0, phi random; soups of one seed start alike.
 
     experts: how many each soup has, 0 for a model trained alone. All share one shape: where a soup has fewer than the
@@ -37,7 +44,7 @@ def soup_of(net: nn.Module, domains: int, experts: Sequence[int], seeds: Sequenc
         asked = f"experts = {list(experts)}, {len(seeds)} seeds, hidden = {hidden}, {domains} domains"
         raise ParameterError(f"{asked}: expected a number ≥ 0 for each seed, 1 or more units and domains.")
     most, phi = max(experts), mlp(domains, [hidden], max(1, *experts))
-    own = {seed: (init(net, 1, seed), init(phi, 1, seed)) for seed in seeds}
+    own = {seed: (init(net, 1, seed, device), init(phi, 1, seed, device)) for seed in seeds}
     base, router = (chain([own[seed][part] for seed in seeds]) for part in (0, 1))
     for name in list(router)[-2:]:
         router[name] = router[name][:, :most]
@@ -61,7 +68,7 @@ def _phi(router: Stack) -> nn.Sequential:
 def combine(soup: Soup, alpha: Float[Tensor, "K J n"]) -> Stack:
     """S + sum_i alpha_i E_i: [K, J] models, linear in alpha."""
     parts = {name: torch.cat([base.unsqueeze(1), soup.experts[name]], dim=1) for name, base in soup.base.items()}
-    return mix(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), parts)
+    return mix(torch.cat([alpha.new_ones(*alpha.shape[:2], 1), alpha], dim=2), parts)
 
 
 @torch.no_grad()
@@ -99,10 +106,67 @@ def pretrain(
     for x, y, now in tqdm(drawn, told, total=steps, leave=False, delay=1, disable=not watched()):
         losses.append(_step(net, _apart(_theta(bank, phi, router, now), start.base), x, y, opt))
         pace.step()
-    _finite(torch.stack(losses))
+    _finite(torch.stack(losses), bank.detach())
     parts = _apart(bank.detach(), start.base)
     base, experts = ({name: part[:, where].clone() for name, part in parts.items()} for where in (0, slice(1, None)))
     return Soup(base, experts, {name: tensor.detach() for name, tensor in router.items()}), torch.stack(losses, dim=1)
+
+
+def cook(
+    net: nn.Module,
+    domains: Sequence[Split],
+    kinds: Mapping[str, tuple[int, Law | None]],
+    steps: int,
+    *,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    **how: float,
+) -> tuple[dict[str, Soup], dict[str, Float[Tensor, "seeds steps"]]]:
+    """Kinds of soups, {name: (experts, law of h)}, for every seed, all in one stack: soups and losses by name.
+
+    (0, None) is the generic model, all domains alike. how: of `pretrain`
+    """
+    numbers, laws = zip(*(kind for kind in kinds.values() for _ in seeds), strict=True)
+    runs = list(seeds) * len(kinds)
+    h = plan(laws, len(domains), steps, runs)
+    start = soup_of(net, len(domains), numbers, runs, device=device)
+    done, losses = pretrain(net, start, domains, h, seeds=runs, **how)
+    at = {name: slice(k * len(seeds), (k + 1) * len(seeds)) for k, name in enumerate(kinds)}
+    return {name: _some(done, at[name], n) for name, (n, _) in kinds.items()}, {
+        n: losses[each] for n, each in at.items()
+    }
+
+
+def _some(soup: Soup, runs: slice, experts: int) -> Soup:
+    """Some of the runs, without the experts that they do not have."""
+    base, bank, router = (take(part, runs) for part in soup)
+    last = {name: router[name][:, :experts] for name in list(router)[-2:]}
+    return Soup(base, {name: tensor[:, :experts] for name, tensor in bank.items()}, router | last)
+
+
+def alone(
+    net: nn.Module,
+    domains: Sequence[Split],
+    h: Float[Tensor, "J domains"],
+    steps: int,
+    *,
+    seeds: Sequence[int],
+    start: Stack | None = None,
+    device: torch.device | str = "cpu",
+    **how: float,
+) -> Stack:
+    """One model for each h and seed, trained on that mixture and no other, a stack [seeds, J]; see `pretrain`.
+
+    A one-hot h makes the expert of a domain; any other retrains for a customer (CRISP, Grangier et al. 2024, which
+    weighs examples to the same end). start: models [seeds] to go on from, by default the seed's own draw
+    """
+    each, count = [seed for seed in seeds for _ in h], len(h)
+    begun = soup_of(net, len(domains), [0] * len(each), each, device=device)
+    if start is not None:
+        begun = begun._replace(base={name: tensor.repeat_interleave(count, dim=0) for name, tensor in start.items()})
+    always = h.repeat(len(seeds), 1).unsqueeze(1).expand(-1, steps, -1)
+    done, _ = pretrain(net, begun, domains, always, seeds=each, **how)
+    return {name: tensor.unflatten(0, (len(seeds), count)) for name, tensor in done.base.items()}
 
 
 def _flat(soup: Soup) -> Float[Tensor, "K experts weights"]:
@@ -136,7 +200,7 @@ def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.
     return losses.detach()
 
 
-def _finite(losses: Float[Tensor, "steps K"]) -> None:
-    if not losses.isfinite().all():
-        step, k = (~losses.isfinite()).nonzero()[0].tolist()
+def _finite(losses: Float[Tensor, "steps K"], bank: Float[Tensor, "K experts weights"]) -> None:
+    for k in (~(losses.isfinite().all(dim=0) & bank.isfinite().all(dim=2).all(dim=1))).nonzero().flatten().tolist():
+        step = losses[:, k].isfinite().long().argmin().item() if not losses[:, k].isfinite().all() else len(losses)
         raise TrainingError(f"the loss of soup {k} is not finite at step {step} of {len(losses)}: try a smaller lr.")

@@ -77,6 +77,22 @@ def likeness(net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."]) 
     return torch.stack([cka.linear_cka(of_a[layer], of_b[layer], debiased=True) for layer in of_a]).float().cpu()
 
 
+def kinship(
+    net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]
+) -> tuple[Float[Tensor, "K J J"], Float[Tensor, "K J J"]]:
+    """Of each of K families of J models, a stack [K, J]: linear CKA of every two on x, by their last hidden layer; and
+    how far their weights lie apart, over the mean length of the family's."""
+    families, size = next(iter(models.values())).shape[:2]
+    told = list(features(net, {name: tensor.flatten(0, 1) for name, tensor in models.items()}, x).values())
+    hidden = told[-2].unflatten(0, (families, size))
+    layers = {j: hidden[:, j] for j in range(size)}
+    rows = torch.cat([tensor.flatten(2) for tensor in models.values()], dim=2)
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.norm(dim=2).mean(dim=1).view(
+        -1, 1, 1
+    )
+    return cka.cka_matrix(layers, layers).float().cpu(), apart.cpu()
+
+
 def free(models: Stack, strength: float, generator: Generator) -> Stack:
     """Nothing is held back."""
     return {name: torch.zeros_like(tensor) for name, tensor in models.items()}

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -154,22 +156,33 @@ def price_sheet(
 
     rows: {way: ({what: values}, one text a column)}
     """
-    _, axis = plt.subplots(figsize=(6.2, 1.4 + 0.42 * len(rows)))
-    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right", "fontsize": 9}
+    figure, axis = plt.subplots(figsize=(11, 1.3 + 0.42 * len(rows)))
+    figure.subplots_adjust(left=0.23, right=0.58)
     kinds = list(dict.fromkeys(what for losses, _ in rows.values() for what in losses))
     for row, (losses, texts) in enumerate(rows.values()):
         for what, values in losses.items():
             (mean, low, high), k = interval(values), kinds.index(what)
-            how = {"color": COLOURS[k], "marker": "oD"[k % 2], "capsize": 3, "label": what if row == 0 else None}
-            axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], linestyle="none", **how)
-        for k, text in enumerate(texts):
-            axis.annotate(text, (1.24 + 0.25 * k, row), **beside)
-    for k, column in enumerate(columns):
-        axis.annotate(column, (1.24 + 0.25 * k, -0.9), **beside | {"weight": "bold", "va": "bottom"})
-    axis.set(title=title, xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.6))
+            look = {"color": COLOURS[k], "marker": "oD"[k % 2], "capsize": 3, "linestyle": "none"}
+            axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], **look)
+        _beside(axis, row, texts)
+    _beside(axis, -0.75, columns, weight="bold")
+    axis.set(xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.5))
     axis.set_yticks(range(len(rows)), list(rows))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="x", which="both", labelsize=8)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.3 + 0.1 * len(rows))), ncols=2)
+    left, right = axis.get_xlim()
+    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10) if left <= tick <= right]
+    axis.set_xticks(ticks or [left, right], [f"{tick:.2g}" for tick in ticks or [left, right]])
+    axis.minorticks_off()
+    axis.set_title(title, pad=26)
+    marks = [
+        Line2D([], [], linestyle="none", marker="oD"[k % 2], color=COLOURS[k], label=what)
+        for k, what in enumerate(kinds)
+    ]
+    axis.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False)
     plt.show()
+
+
+def _beside(axis: Axes, row: float, texts: Sequence[str], weight: str = "normal") -> None:
+    """Texts to the right of the picture, a column each."""
+    for k, text in enumerate(texts):
+        where = (1.3 + 0.3 * k, row)
+        axis.annotate(text, where, xycoords=("axes fraction", "data"), va="center", ha="right", weight=weight)

@@ -137,39 +137,34 @@ def check_specialist(answer: Callable[..., dict[str, torch.Tensor]]) -> None:
         base = {name: torch.randn(shape, generator=own) for name, shape in shapes.items()}
         experts = {name: torch.randn(5, *shape, generator=own) for name, shape in shapes.items()}
         for alpha in (torch.eye(5)[2], torch.randn(5, generator=own)):
-            found = answer(base, experts, alpha)
+            found, asked = answer(base, experts, alpha), [round(a, 2) for a in alpha.tolist()]
             for name, tensor in base.items():
-                expected = tensor + sum(a * expert for a, expert in zip(alpha, experts[name], strict=True))
                 if name not in found or found[name].shape != tensor.shape:
                     return f"expected {name!r} of shape {tuple(tensor.shape)} among its tensors, as in the base."
-                if (found[name] - expected).abs().max() > 1e-4:
-                    hint = (
-                        " That is the sum of the experts without S."
-                        if torch.allclose(found[name] + tensor, expected)
-                        else ""
-                    )
-                    return (
-                        f"with alpha = {[round(a, 2) for a in alpha.tolist()]}, {name!r} is not S + sum alpha E.{hint}"
-                    )
+                summed = sum(a * expert for a, expert in zip(alpha, experts[name], strict=True))
+                if torch.allclose(found[name], summed, atol=1e-4):
+                    return f"with alpha = {asked}, {name!r} is the sum of the experts without S."
+                if not torch.allclose(found[name], tensor + summed, atol=1e-4):
+                    return f"with alpha = {asked}, {name!r} is not S + sum alpha E."
         return ""
 
     tell("specialist", test)
 
 
-def check_pays_after(answer: Callable[[float, float, float], int]) -> None:
+def check_pays_after(answer: Callable[[float, float, float], float]) -> None:
     """Notebook 05: the smallest number of customers at which paying once is no dearer than paying for each."""
 
     def test() -> str:
-        for once, each, instead in (torch.randint(1, 50, (20, 3), generator=fresh()).double() * 10).tolist():
-            found = answer(once, each, each + instead)
-            if found < 0 or once + found * each > found * (each + instead):
-                return (
-                    f"once {once:g}, then {each:g} each, instead of {each + instead:g}: {found} customers do not pay."
-                )
-            if found > 0 and once + (found - 1) * each <= (found - 1) * (each + instead):
-                return f"once {once:g}, then {each:g} each, instead of {each + instead:g}: it pays before {found}."
-        return (
-            "" if answer(1.0, 3.0, 2.0) == math.inf else "if each one costs more than before, it never pays: math.inf."
-        )
+        cases = (torch.randint(1, 50, (20, 3), generator=fresh()).double() * 10).tolist()
+        for once, each, saved in [*cases, (100.0, 10.0, 50.0)]:
+            found, asked = answer(once, each, each + saved), f"once {once:g}, then {each:g} each, not {each + saved:g}"
+            if not 1 <= found < math.inf or found != int(found):
+                return f"{asked}: expected a whole number of customers, got {found:g}."
+            if once > found * saved:
+                return f"{asked}: with {found:g} customers it does not pay yet."
+            if once <= (found - 1) * saved:
+                return f"{asked}: it pays before customer {found:g}."
+        never = all(answer(1.0, each, 2.0) == math.inf for each in (3.0, 2.0))
+        return "" if never else "if each one costs as much as before, or more, it never pays: math.inf."
 
     tell("pays_after", test)
