@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -450,45 +451,61 @@ def pair():
     split = Split(x, (x[:, 0] > 0).long())
     start = stack.init(NET, 1, seed=0)
     knows = train.fit(NET, start, split, steps=200, lr=0.03).stack
-    return *(stack.take(models, 0) for models in (knows, start)), split
+    return knows, start, split
+
+
+def tried(one, other, split):
+    count = len(one["3.bias"])
+    return mixtures.trial(NET, one, other, split.x.expand(count, -1, -1), split.y.expand(count, -1))
 
 
 def test_a_model_tried_against_itself_gains_nothing_and_does_not_ship(pair):
     knows, _, split = pair
-    assert mixtures.trial(NET, knows, knows, split) == ((0, 0, 0), False)
+    found = tried(knows, knows, split)
+    assert np.array_equal(found.gain_nats, np.zeros((3, 1)))
+    assert not found.ships.any()
 
 
 def test_a_clearly_better_model_ships_and_a_worse_one_does_not(pair):
     knows, start, split = pair
-    found, back = mixtures.trial(NET, knows, start, split), mixtures.trial(NET, start, knows, split)
-    losses = train.evaluate(NET, stack.join([knows, start]), split).loss
-    assert found.gain_nats.mean == pytest.approx((losses[1] - losses[0]).item(), abs=1e-5)
-    assert 0.3 < found.gain_nats.low < found.gain_nats.mean < found.gain_nats.high
-    assert found.ships
-    assert back.gain_nats == pytest.approx([-found.gain_nats.mean, -found.gain_nats.high, -found.gain_nats.low])
-    assert not back.ships
+    both = tried(stack.chain([knows, start]), stack.chain([start, knows]), split)
+    losses = train.evaluate(NET, stack.chain([knows, start]), split).loss
+    assert both.gain_nats.mean[0] == pytest.approx((losses[1] - losses[0]).item(), abs=1e-5)
+    assert 0.3 < both.gain_nats.low[0] < both.gain_nats.mean[0] < both.gain_nats.high[0]
+    assert [-each[1] for each in both.gain_nats] == pytest.approx([both.gain_nats[k][0] for k in (0, 2, 1)])
+    assert both.ships.tolist() == [True, False]
+
+
+def test_many_are_tried_at_once_as_one_by_one_each_on_its_own_examples(pair):
+    knows, start, split = pair
+    one, other = stack.chain([knows, start]), stack.chain([start, knows])
+    x, y = split.x.view(2, 30, 2), split.y.view(2, 30)
+    found = mixtures.trial(NET, one, other, x, y)
+    for k in (0, 1):
+        alone = mixtures.trial(NET, stack.take(one, [k]), stack.take(other, [k]), x[[k]], y[[k]])
+        assert [each[k] for each in found.gain_nats] == pytest.approx([each[0] for each in alone.gain_nats], abs=1e-6)
 
 
 def test_a_trial_is_paired_so_that_a_small_gain_everywhere_is_seen(pair):
     _, start, split = pair
     split = Split(split.x, torch.zeros_like(split.y))
     better = {**start, "3.bias": start["3.bias"] + torch.tensor([0.01, 0, 0])}
-    found = mixtures.trial(NET, better, start, split)
-    losses = cross_entropy(stack.forward(NET, stack.join([start]), split.x)[0], split.y, reduction="none")
-    assert found.ships
-    assert found.gain_nats.high - found.gain_nats.low < 0.1 * losses.std() / len(split) ** 0.5
+    found = tried(better, start, split)
+    losses = cross_entropy(stack.forward(NET, start, split.x)[0], split.y, reduction="none")
+    assert found.ships.all()
+    assert found.gain_nats.high - found.gain_nats.low < 0.1 * losses.std().item() / len(split) ** 0.5
 
 
 def test_a_gain_seen_on_two_examples_that_disagree_does_not_ship(pair):
     _, start, split = pair
     split = Split(split.x[:1].expand(2, -1), torch.tensor([0, 1]))
     better = {**start, "3.bias": start["3.bias"] + torch.tensor([1.0, -0.3, -1.0])}
-    found = mixtures.trial(NET, better, start, split)
+    found = tried(better, start, split)
     assert found.gain_nats.low < 0 < found.gain_nats.mean
-    assert not found.ships
+    assert not found.ships.any()
 
 
 def test_a_trial_on_fewer_than_two_examples_is_refused(pair):
     knows, start, split = pair
     with pytest.raises(DataError, match="1 examples: expected two or more"):
-        mixtures.trial(NET, knows, start, Split(split.x[:1], split.y[:1]))
+        tried(knows, start, Split(split.x[:1], split.y[:1]))

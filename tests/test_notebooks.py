@@ -33,6 +33,9 @@ KEYS = {
         *("in_domain_smat", "out_domain_smat", "out_domain_dense", "out_domain_pretrained", "out_domain_gain"),
         "sparsity",
     ],
+    "05_soup_of_experts": [
+        *("soup_loss", "generic_loss", "loss_ratio", "experts_loss_equal_compute", "pays_after_customers"),
+    ],
     "06_price_the_gain": [
         *("gain_points", "gain_relative", "gain_relative_on_quote", "winners_curse", "own_class_change"),
         *("worth_labels", "nash_price", "posted_price", "strategic_share"),

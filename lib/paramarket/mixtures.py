@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from paramarket.base import DataError, Interval, ParameterError, interval, stream
 from paramarket.data import Split
-from paramarket.stack import Params, Stack, features, forward, init, join, mlp
+from paramarket.stack import Stack, features, forward, init, mlp
 from paramarket.train import Score, evaluate, fit
 
 
@@ -168,21 +168,23 @@ def domain_weights(
 
 
 class Trial(NamedTuple):
-    """What a specialist gained over another model on a customer's examples, nats, and whether it ships: low > 0."""
+    """What each of K specialists gained over another model on examples, nats, and whether it ships: low > 0."""
 
     gain_nats: Interval
-    ships: bool
+    ships: Bool[Tensor, " K"]
 
 
 @torch.no_grad()
-def trial(net: nn.Module, specialist: Params, other: Params, examples: Split) -> Trial:
-    """Try a specialist beside another model on a few labelled examples of the customer, before it ships.
+def trial(
+    net: nn.Module, specialists: Stack, others: Stack, x: Float[Tensor, "K m ..."], y: Int[Tensor, "K m"]
+) -> Trial:
+    """Try K specialists, each beside another model, on m labelled examples of its customer, before they ship.
 
-    The interval is a bootstrap over the examples, paired. Raises DataError for fewer than two.
+    The interval is a bootstrap over the examples, paired: too narrow for a handful. DataError for fewer than two.
     """
-    if len(examples) < 2:
-        raise DataError(f"{len(examples)} examples: expected two or more of the customer's, to try a model on.")
-    logits = forward(net, join([specialist, other]), examples.x)
-    losses = cross_entropy(logits.mT, examples.y.to(logits.device).expand(2, -1), reduction="none")
-    gain = interval(losses[1] - losses[0], kind="examples")
-    return Trial(gain, gain.low > 0)
+    if y.shape[1] < 2:
+        raise DataError(f"{y.shape[1]} examples: expected two or more of the customer's, to try a model on.")
+    logits = [forward(net, models, x) for models in (specialists, others)]
+    losses = [cross_entropy(each.mT, y.to(each.device), reduction="none").cpu() for each in logits]
+    gain = interval((losses[1] - losses[0]).mT, kind="examples")
+    return Trial(gain, torch.as_tensor(gain.low) > 0)

@@ -184,5 +184,7 @@ def price_sheet(
 def _beside(axis: Axes, row: float, texts: Sequence[str], weight: str = "normal") -> None:
     """Texts to the right of the picture, a column each."""
     for k, text in enumerate(texts):
-        where = (1.3 + 0.3 * k, row)
-        axis.annotate(text, where, xycoords=("axes fraction", "data"), va="center", ha="right", weight=weight)
+        where = (1.28 + 0.31 * k, row)
+        axis.annotate(
+            text, where, xycoords=("axes fraction", "data"), va="center", ha="right", weight=weight, fontsize=9
+        )
