@@ -58,8 +58,10 @@ def controls(picture: Callable[..., None], **sliders: Any) -> None:
         interact(picture, **sliders)
 
 
-def class_accuracy(classes: Sequence[str], rows: Mapping[str, Float[Tensor, "seeds classes"]], title: str) -> None:
-    """Accuracy per kind, one colour an owner, a line between them where they differ."""
+def class_accuracy(
+    classes: Sequence[str], rows: Mapping[str, Float[Tensor, "seeds classes"]], title: str, what: str = "kind"
+) -> None:
+    """Accuracy per kind (or what else there is), one colour an owner, a line between them where they differ."""
     _, axis = plt.subplots()
     at, means = np.arange(len(classes)), [interval(values).mean for values in rows.values()]
     axis.vlines(at, np.min(means, axis=0), np.max(means, axis=0), color="lightgrey", linewidth=5, zorder=0)
@@ -68,7 +70,7 @@ def class_accuracy(classes: Sequence[str], rows: Mapping[str, Float[Tensor, "see
         axis.errorbar(
             at, mean, [mean - low, high - mean], fmt="o", markersize=8, color=COLOURS[k], label=name, capsize=3
         )
-    axis.set(title=title, xlabel="kind", ylabel="accuracy", ylim=(0, 1.05))
+    axis.set(title=title, xlabel=what, ylabel="accuracy", ylim=(0, 1.05))
     axis.set_xticks(at, classes)
     axis.grid(visible=False, axis="x")
     axis.legend(loc="lower center", ncols=len(rows))
