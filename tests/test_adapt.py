@@ -47,9 +47,9 @@ def test_each_pretrained_net_depends_on_its_own_seed_alone(pretrained, pool):
 def test_tuning_a_task_leaves_the_net_it_starts_from_and_helps_or_does_nothing_at_rate_0(tasks, rank):
     start = stack.init(NET, 2, seed=0)
     kept, before = {name: tensor.clone() for name, tensor in start.items()}, accuracy(start, tasks)
-    still = adapt.tuned_accuracy(NET, start, tasks, 4, steps=2, lr=0.0, rank=rank)
+    still = adapt.tuned_accuracy(NET, episodes.spread(start, tasks), tasks, 4, steps=2, lr=0.0, rank=rank)
     assert torch.allclose(still, before)
-    better = adapt.tuned_accuracy(NET, start, tasks, 4, steps=20, lr=1e-2, rank=rank)
+    better = adapt.tuned_accuracy(NET, episodes.spread(start, tasks), tasks, 4, steps=20, lr=1e-2, rank=rank)
     assert (better > before).all()
     assert equal(start, kept)
 
@@ -57,4 +57,4 @@ def test_tuning_a_task_leaves_the_net_it_starts_from_and_helps_or_does_nothing_a
 def test_steps_and_rank_start_at_one(pretrained, tasks):
     for how in ({"steps": 0}, {"steps": 1, "rank": 0}):
         with pytest.raises(ParameterError, match="expected 1 or more"):
-            adapt.tuned_accuracy(NET, pretrained, tasks, 4, lr=1e-3, **how)
+            adapt.tuned_accuracy(NET, episodes.spread(pretrained, tasks), tasks, 4, lr=1e-3, **how)

@@ -154,11 +154,13 @@ def test_masks_by_hand_have_the_density_they_were_asked_for():
 def test_a_mask_overlaps_with_itself_and_by_chance_with_another():
     wide = stack.init(stack.mlp(60, [200], 20), 2, seed=0)
     drawn = smat.held(smat.experts_of(wide, 2, 20, [0, 1]), ["random", "random"], 0.2)
-    one, other = ({name: gate[:, m] for name, gate in drawn.gates.items()} for m in (0, 1))
-    assert smat.overlap(one, one).tolist() == [1, 1]
-    assert smat.overlap(one, other).tolist() == pytest.approx([0.2 / 1.8] * 2, abs=0.01)
-    none = {name: torch.full_like(gate, -9.0) for name, gate in one.items()}
-    assert smat.overlap(none, none).tolist() == [0, 0]
+    found = smat.overlap(drawn.gates, drawn.gates)
+    assert found.shape == (2, 2, 2)
+    assert found.diagonal(dim1=1, dim2=2).tolist() == [[1, 1]] * 2
+    assert found[:, 0, 1].tolist() == pytest.approx([0.2 / 1.8] * 2, abs=0.01)
+    assert torch.equal(found, found.mT)
+    none = {name: torch.full_like(gate[:, :1], -9.0) for name, gate in drawn.gates.items()}
+    assert smat.overlap(drawn.gates, none).tolist() == [[[0], [0]]] * 2
 
 
 def test_what_is_stored_can_be_counted_by_hand():

@@ -188,3 +188,11 @@ def test_who_is_asked_is_told_by_domain_and_sums_to_one(pretrained, pool):
     table = smat.asked(NET, pretrained, begun(pretrained, experts=3), drawn, len(NAMES))
     assert table.shape == (3, len(NAMES), 3)
     assert torch.allclose(table.sum(dim=2), torch.ones(3, len(NAMES)), atol=1e-4)
+
+
+def test_task_models_are_what_judge_asks_and_with_no_delta_the_pretrained_net(pretrained, pool, long):
+    tasks = smat.fresh_tasks(pool, range(6, 10), seeds=[0, 0, 0], tasks=5)
+    models = smat.task_models(NET, pretrained, long.experts, tasks)
+    right = (episodes.solve(NET, models, tasks, 4).argmax(dim=-1) == episodes.answers(4, 10)).float()
+    assert torch.equal(right.flatten(1).mean(dim=1), smat.judge(NET, pretrained, long.experts, tasks)[0])
+    assert equal(smat.task_models(NET, pretrained, begun(pretrained), tasks), episodes.spread(pretrained, tasks))

@@ -79,6 +79,12 @@ def prototype_logits(
     return 10 * normalize(query, dim=-1, eps=1e-8) @ normalize(means, dim=-1, eps=1e-8).mT
 
 
+def spread(models: Stack, tasks: Tasks) -> Stack:
+    """The model of every run for each of its tasks, [K] -> [K, T]."""
+    count = tasks.support.shape[1]
+    return {name: tensor.unsqueeze(1).expand(-1, count, *tensor.shape[1:]) for name, tensor in models.items()}
+
+
 def said(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
     """What the model of every task of every run, a stack [K, T], says of its own examples."""
     flat = {name: tensor.flatten(0, 1) for name, tensor in models.items()}

@@ -101,10 +101,14 @@ def held(experts: SparseExperts, how: Sequence[str], density: float) -> SparseEx
     return experts._replace(gates=gates)
 
 
-def overlap(one: Stack, other: Stack) -> Float[Tensor, " K"]:
-    """Of the gates open in either of two masks [K], the share open in both. Chance: d / (2 - d) for a density of d."""
-    a, b = (opened({name: gate.unsqueeze(1) for name, gate in gates.items()})[:, 0] for gates in (one, other))
-    return (a & b).sum(dim=1) / (a | b).sum(dim=1).clamp_min(1)
+def overlap(one: Stack, other: Stack) -> Float[Tensor, "K M N"]:
+    """Of the gates open in either of two masks, the share open in both, for every mask of one with every mask of other.
+
+    Only masks over the same pretrained net can be compared. Chance: d / (2 - d) for a density of d.
+    """
+    a, b = (opened(gates).float() for gates in (one, other))
+    both = a @ b.mT
+    return both / (a.sum(dim=2).unsqueeze(2) + b.sum(dim=2).unsqueeze(1) - both).clamp_min(1)
 
 
 def stored(gates: Stack) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, stream, watched
-from paramarket.episodes import Pool, Tasks, answers, draw, said, solve, task_losses
+from paramarket.episodes import Pool, Tasks, answers, draw, said, solve, spread, task_losses
 from paramarket.gates import HardConcrete, raised
 from paramarket.interpolated import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity, stored
 from paramarket.stack import Stack, check
@@ -46,12 +46,6 @@ class Tuned(NamedTuple):
 
     experts: SparseExperts
     history: pd.DataFrame
-
-
-def _spread(pretrained: Stack, tasks: Tasks) -> Stack:
-    """The pretrained net of every run for each of its tasks, [K, T]."""
-    count = tasks.support.shape[1]
-    return {name: tensor.unsqueeze(1).expand(-1, count, *tensor.shape[1:]) for name, tensor in pretrained.items()}
 
 
 def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
@@ -138,7 +132,7 @@ def _loss(
     net: nn.Module, pretrained: Stack, experts: SparseExperts, aims: Aims, drawn: Tasks, ways: int, distil: float
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K M"]]:
     """Loss of every run without its constraint, the cross-entropy of its queries, its mean alpha."""
-    before = _spread(pretrained, drawn)
+    before = spread(pretrained, drawn)
     with torch.no_grad():
         unchanged = solve(net, before, drawn, ways)
     alpha = _alpha(net, before, experts, drawn)
@@ -185,12 +179,18 @@ def _rows(step: int, loss: Tensor, alpha: Tensor, experts: SparseExperts, multip
 
 
 @torch.no_grad()
+def task_models(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks) -> Stack:
+    """The model that the router makes for every task of every run, a stack [K, T]."""
+    return interpolate(pretrained, experts, _alpha(net, spread(pretrained, tasks), experts, tasks))
+
+
+@torch.no_grad()
 def judge(
     net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, ways: int = 4
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     """Accuracy of every run on its tasks (see `fresh_tasks`), and of its pretrained net on the same."""
-    before, y = _spread(pretrained, drawn), answers(ways, drawn.query.shape[2] // ways).to(experts.keys.device)
-    models = interpolate(pretrained, experts, _alpha(net, before, experts, drawn))
+    before, y = spread(pretrained, drawn), answers(ways, drawn.query.shape[2] // ways).to(experts.keys.device)
+    models = task_models(net, pretrained, experts, drawn)
     right = [(solve(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
     return tuple(each.flatten(1).mean(dim=1) for each in right)
 
@@ -224,6 +224,6 @@ def asked(
     net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, domains: int
 ) -> Float[Tensor, "K domains M"]:
     """The mean alpha that the tasks of each domain get (0 for a domain without a task)."""
-    alpha = _alpha(net, _spread(pretrained, drawn), experts, drawn)
+    alpha = _alpha(net, spread(pretrained, drawn), experts, drawn)
     member = nn.functional.one_hot(drawn.domain, domains).to(alpha)
     return (member.mT @ alpha) / member.sum(dim=1).unsqueeze(-1).clamp_min(1)
