@@ -416,32 +416,65 @@ def taught():
 
 @pytest.mark.parametrize("rounds", [0, 20])
 def test_from_what_a_teller_sees_the_domains_of_a_customer_are_found(taught, rounds):
-    domains, look = taught
-    found = mixtures.clusters([look(split.x) for split in domains], 4, seed=0)
+    domains, told = taught
+    found = mixtures.clusters([mixtures.look(told, split.x) for split in domains], 4, seed=0)
     left, top = stripes(60, "customer")
     for images, wanted in ((torch.cat([left, top]), 0.5), (torch.cat([left, top[:20]]), 0.75), (left, 1.0), (top, 0.0)):
-        h = mixtures.domain_weights(found, look(images), rounds)
+        h = mixtures.domain_weights(found, mixtures.look(told, images), rounds)
         assert h.tolist() == pytest.approx([wanted, 1 - wanted], abs=0.1)
 
 
 def test_many_customers_at_once_are_each_seen_as_alone(taught):
-    _, look = taught
+    _, told = taught
     images = torch.stack([torch.cat(stripes(3, "customer", c)) for c in range(6)]).unflatten(0, (2, 3))
-    together = look(images)
+    together = mixtures.look(told, images)
     assert together.shape == (2, 3, 6, 8)
-    assert look(images[0, 0]).shape == (6, 8)
+    assert mixtures.look(told, images[0, 0]).shape == (6, 8)
     for i in range(2):
-        assert torch.allclose(together[i], look(images[i]), atol=1e-6)
+        assert torch.allclose(together[i], mixtures.look(told, images[i]), atol=1e-6)
         for j in range(3):
-            assert torch.allclose(together[i, j], look(images[i, j]), atol=1e-6)
+            assert torch.allclose(together[i, j], mixtures.look(told, images[i, j]), atol=1e-6)
 
 
 def test_the_same_seed_makes_the_same_teller_and_labels_do_not_matter(taught):
-    domains, look = taught
+    domains, told = taught
     images, labelled = torch.cat(stripes(5, "look")), [Split(split.x, split.y + d) for d, split in enumerate(domains)]
     again, other = (mixtures.teller(labelled, 8, seed=seed, **TOLD) for seed in (0, 1))
-    assert torch.equal(look(images), again(images))
-    assert not torch.allclose(look(images), other(images), atol=1e-2)
+    assert torch.equal(mixtures.look(told, images), mixtures.look(again, images))
+    assert not torch.allclose(mixtures.look(told, images), mixtures.look(other, images), atol=1e-2)
+
+
+def bank(domains, classes=2):
+    """Two banks of one net a domain, and labels that the domains see otherwise: what one calls 0, the other calls 1."""
+    labelled = [Split(split.x, torch.full_like(split.y, d)) for d, split in enumerate(domains)]
+    net = stack.mlp(16, [4], classes)
+    models = train.fit(net, stack.init(net, 4, seed=1), labelled * 2, steps=60, lr=0.03).stack
+    return net, {name: tensor.unflatten(0, (2, 2)) for name, tensor in models.items()}, labelled
+
+
+def test_with_one_domain_a_teller_changes_nothing_and_with_a_mixture_it_asks_the_right_expert(taught):
+    domains, told = taught
+    net, experts, labelled = bank(domains)
+    eye, even = torch.eye(2), torch.full((1, 2), 0.5)
+    alone, _ = mixtures.score(net, experts, eye, labelled)
+    assert torch.allclose(mixtures.told_loss(net, experts, told, eye, labelled), alone, atol=1e-5)
+    asked = mixtures.told_loss(net, experts, told, even, labelled)
+    single = torch.cat([mixtures.score(net, experts, row.expand(2, -1), labelled)[0] for row in even])
+    assert asked.shape == (2, 1)
+    assert (asked[:, 0] < 0.3 * single.amin(dim=1)).all()
+
+
+def test_answers_are_weighed_by_hand_as_told(taught):
+    """h_i P(i | x), made to sum to 1, image by image."""
+    domains, told = taught
+    net, experts, labelled = bank(domains)
+    h, x, y = torch.tensor([0.2, 0.8]), labelled[1].x[:5], labelled[1].y[:5]
+    weighed = h * stack.forward(told.net, told.model, x)[0].softmax(dim=1)
+    weighed = weighed / weighed.sum(dim=1, keepdim=True)
+    says = stack.forward(net, stack.take(experts, 0), x).softmax(dim=2)
+    by_hand = -(weighed[:, 0] * says[0, range(5), y] + weighed[:, 1] * says[1, range(5), y]).log().mean()
+    few = [Split(x, y)] * 2  # the same images as both domains: h weighs the answers, not the domains
+    assert mixtures.told_loss(net, experts, told, h.unsqueeze(0), few)[0, 0] == pytest.approx(by_hand.item(), abs=1e-5)
 
 
 @pytest.fixture(scope="module")

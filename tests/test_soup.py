@@ -11,6 +11,7 @@ from paramarket.base import DataError, ParameterError, ShapeError, TrainingError
 from paramarket.data import Split
 from paramarket.mixtures import Law, batches, by_domain, draw_weights
 from paramarket.soup import Soup
+from paramarket.train import evaluate
 
 NET = stack.mlp(5, [4], 3)
 DOMAINS = 4
@@ -449,3 +450,38 @@ def test_a_last_step_that_leaves_the_finite_numbers_is_noticed_too(experts):
     start = soup.soup_of(NET, DOMAINS, [experts] * 2, [0, 1])
     with pytest.raises(TrainingError, match="the loss of soup 0 is not finite at step 1 of 1: try a smaller lr"):
         trained(start, weights(0, 1, steps=1), [0, 1], lr=3e38)
+
+
+def test_a_soup_begins_alike_whatever_stands_beside_it():
+    one, three = soup.soup_of(NET, DOMAINS, [2], [5]), soup.soup_of(NET, DOMAINS, [4, 2, 0], [1, 5, 5])
+    assert equal(stack.take(three.base, [1]), one.base)
+    for name, tensor in one.router.items():
+        cut = three.router[name][1:2, :2] if name.startswith("3") else three.router[name][1:2]
+        assert torch.equal(cut, tensor)
+    assert not three.router["3.weight"][1, 2:].any()
+    assert not three.router["3.bias"][2].any()
+
+
+KINDS = {"generic": (0, None), "soup": (3, Law((1, 2)))}
+
+
+def test_kinds_are_cooked_as_each_would_be_alone_in_the_order_of_seeds():
+    both, losses = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW)
+    assert list(both) == list(losses) == list(KINDS)
+    assert len(both["generic"].experts["1.weight"][0]) == 0
+    for name, kind in KINDS.items():
+        one, loss = soup.cook(NET, blobs(), {name: kind}, 40, seeds=[1], **HOW)
+        assert same(one_of(both[name], 1), one[name], atol=1e-4)
+        assert torch.allclose(losses[name][1], loss[name][0], atol=1e-4)
+        assert losses[name].shape == (2, 40)
+
+
+def test_one_domain_each_is_the_mean_of_every_specialist_at_home():
+    soups, domains = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW)[0], blobs()
+    loss, right = soup.one_domain_each(NET, soups, domains)
+    assert loss.shape == right.shape == (2, 2)
+    for j, each in enumerate(soups.values()):
+        models = soup.specialists(each, torch.eye(DOMAINS))
+        home = [evaluate(NET, stack.take(models, (slice(None), d)), split) for d, split in enumerate(domains)]
+        assert torch.allclose(loss[:, j], torch.stack([score.loss for score in home]).mean(dim=0), atol=1e-5)
+        assert torch.allclose(right[:, j], torch.stack([score.accuracy for score in home]).mean(dim=0), atol=1e-5)

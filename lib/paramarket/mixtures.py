@@ -108,22 +108,43 @@ def score(
     return tuple((each.cpu().view(runs, count, -1) * h.cpu()).sum(dim=-1) for each in scores[:2])
 
 
-def teller(
-    domains: Sequence[Split], units: int, *, seed: int, **how: float
-) -> Callable[[Float[Tensor, "*customers n channels height width"]], Float[Tensor, "*customers n units"]]:
-    """A small net is trained to tell the domains apart; then gives what its hidden units say of images.
+class Teller(NamedTuple):
+    """A small net that tells which domain an image is of."""
 
-    how: of `train.fit`
-    """
+    net: nn.Sequential
+    model: Stack
+
+
+def teller(domains: Sequence[Split], units: int, *, seed: int, **how: float) -> Teller:
+    """Trained to tell the domains apart; how: of `train.fit`."""
     net = mlp(domains[0].x[0].numel(), [units], len(domains))
     owner = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(split) for split in domains]))
-    told = fit(net, init(net, 1, seed), Split(torch.cat([s.x for s in domains]), owner), seed=seed, **how).stack
+    whole = Split(torch.cat([split.x for split in domains]), owner)
+    return Teller(net, fit(net, init(net, 1, seed), whole, seed=seed, **how).stack)
 
-    def look(x: Tensor) -> Tensor:
-        hidden = list(features(net, told, x.cpu().flatten(0, -4)).values())[-2][0]
-        return hidden.unflatten(0, x.shape[:-3])
 
-    return look
+def look(told: Teller, x: Float[Tensor, "*customers n channels height width"]) -> Float[Tensor, "*customers n units"]:
+    """What a teller's hidden units say of images: features to find domain weights by."""
+    hidden = list(features(told.net, told.model, x.cpu().flatten(0, -4)).values())[-2][0]
+    return hidden.unflatten(0, x.shape[:-3])
+
+
+@torch.no_grad()
+def told_loss(
+    net: nn.Module, experts: Stack, told: Teller, h: Float[Tensor, "J domains"], domains: Sequence[Split]
+) -> Float[Tensor, "K J"]:
+    """Loss under J mixtures of K banks [K, domains], all kept: their answers weighed, image by image, by h_i P(i | x).
+
+    A teller that has seen all domains alike says P(i | x) for equal shares; a customer's own shares are h.
+    """
+    losses = []
+    for split in domains:
+        weighed = h.unsqueeze(1) * forward(told.net, told.model, split.x)[0].softmax(dim=-1).cpu()  # [J, n, domains]
+        weighed = weighed / weighed.sum(dim=-1, keepdim=True)
+        says = forward(net, {name: tensor.flatten(0, 1) for name, tensor in experts.items()}, split.x).softmax(dim=-1)
+        right = says[:, torch.arange(len(split)), split.y].cpu().view(-1, len(domains), len(split))
+        losses.append(-torch.einsum("jnd,kdn->kjn", weighed, right).clamp_min(1e-12).log().mean(dim=-1))
+    return (torch.stack(losses, dim=-1) * h).sum(dim=-1)
 
 
 class Clusters(NamedTuple):

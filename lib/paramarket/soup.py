@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, ShapeError, TrainingError, stream, watched
 from paramarket.data import Split
-from paramarket.mixtures import Law, batches, check_weights, plan
+from paramarket.mixtures import Law, batches, check_weights, plan, score
 from paramarket.stack import Stack, chain, check, init, mix, mlp, run, take
 
 
@@ -43,14 +43,18 @@ def soup_of(
     if len(experts) != len(seeds) or not seeds or min(experts) < 0 or min(hidden, domains) < 1:
         asked = f"experts = {list(experts)}, {len(seeds)} seeds, hidden = {hidden}, {domains} domains"
         raise ParameterError(f"{asked}: expected a number ≥ 0 for each seed, 1 or more units and domains.")
-    most, phi = max(experts), mlp(domains, [hidden], max(1, *experts))
-    own = {seed: (init(net, 1, seed, device), init(phi, 1, seed, device)) for seed in seeds}
-    base, router = (chain([own[seed][part] for seed in seeds]) for part in (0, 1))
+    base = chain([init(net, 1, seed, device) for seed in seeds])
+    router = chain([_drawn(domains, hidden, n, max(experts), s, device) for n, s in zip(experts, seeds, strict=True)])
+    return Soup(base, {name: t.new_zeros(len(t), max(experts), *t.shape[1:]) for name, t in base.items()}, router)
+
+
+def _drawn(domains: int, hidden: int, n: int, most: int, seed: int, device: torch.device | str) -> Stack:
+    """phi of a soup of n experts, by PyTorch's own rule; its last layer has 0 for the experts that it does not have."""
+    router = init(mlp(domains, [hidden], max(1, n)), 1, seed, device)
     for name in list(router)[-2:]:
-        router[name] = router[name][:, :most]
-        for k, few in enumerate(experts):
-            router[name][k, few:] = 0
-    return Soup(base, {name: t.new_zeros(len(t), most, *t.shape[1:]) for name, t in base.items()}, router)
+        own = router[name][:, :n]
+        router[name] = torch.cat([own, own.new_zeros(1, most - n, *own.shape[2:])], dim=1)
+    return router
 
 
 def alphas(soup: Soup, h: Float[Tensor, "J domains"]) -> Float[Tensor, "K J n"]:
@@ -142,6 +146,15 @@ def _some(soup: Soup, runs: slice, experts: int) -> Soup:
     base, bank, router = (take(part, runs) for part in soup)
     last = {name: router[name][:, :experts] for name in list(router)[-2:]}
     return Soup(base, {name: tensor[:, :experts] for name, tensor in bank.items()}, router | last)
+
+
+def one_domain_each(
+    net: nn.Module, soups: Mapping[str, Soup], domains: Sequence[Split]
+) -> tuple[Float[Tensor, "seeds soups"], Float[Tensor, "seeds soups"]]:
+    """Loss and accuracy of the specialists for one domain each, there, mean over the domains."""
+    h = torch.eye(len(domains))
+    found = [score(net, specialists(soup, h), h, domains) for soup in soups.values()]
+    return tuple(torch.stack([each[part].mean(dim=1) for each in found], dim=1) for part in (0, 1))
 
 
 def alone(
