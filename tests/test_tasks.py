@@ -95,7 +95,7 @@ def unwritten(*_):
         (teach.check_pays_after, pays_after, "✓ pays_after holds"),
         (teach.check_pays_after, lambda *of: pays_after(*of, rounded=math.floor), "it does not pay yet"),
         (teach.check_pays_after, lambda *of: pays_after(*of) + 1, "it pays before"),
-        (teach.check_pays_after, lambda *of: pays_after(*of, rounded=math.floor) + 1, "it pays before customer 3"),
+        (teach.check_pays_after, lambda *of: pays_after(*of, rounded=math.floor) + 1, "it pays before customer"),
         (teach.check_pays_after, lambda *of: pays_after(*of, rounded=float), "expected a whole number of customers"),
         (teach.check_pays_after, lambda *_: math.inf, "expected a whole number of customers, got inf"),
         (teach.check_pays_after, lambda once, each, instead: math.ceil(once / (instead - each)), "it never pays: math"),
