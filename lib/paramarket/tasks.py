@@ -158,7 +158,7 @@ def check_pays_after(answer: Callable[[float, float, float], float]) -> None:
         cases = (torch.randint(1, 50, (20, 3), generator=fresh()).double() * 10).tolist()
         for once, each, saved in [*cases, (100.0, 10.0, 50.0)]:
             found, asked = answer(once, each, each + saved), f"once {once:g}, then {each:g} each, not {each + saved:g}"
-            if not 1 <= found < math.inf or found != int(found):
+            if not 0 <= found < math.inf or found != int(found):
                 return f"{asked}: expected a whole number of customers, got {found:g}."
             if once > found * saved:
                 return f"{asked}: with {found:g} customers it does not pay yet."
