@@ -209,3 +209,16 @@ def test_more_than_there_is_cannot_be_exchanged():
         data.exchanged(own, other, 0.5, stream(0))
     with pytest.raises(ParameterError, match=r"share = 1\.5"):
         data.exchanged(own, other, 1.5, stream(0))
+
+
+def test_a_split_seen_through_domains_keeps_its_labels_and_each_domain_looks_alike_in_all_splits(digits):
+    looks = {name: data.DOMAINS[name] for name in ("upright", "permute-pixels", "noise")}
+    looks |= {"more noise": data.DOMAINS["noise"]}
+    upright, permuted, noise, more = data.seen(digits.quote, looks, seed=0)
+    assert torch.equal(upright.x, digits.quote.x)
+    assert all(torch.equal(view.y, digits.quote.y) for view in (upright, permuted, noise, more))
+    assert not torch.equal(noise.x, more.x)  # each random domain has numbers of its own
+    places = data.Split(torch.arange(64.0).view(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+    order = data.seen(places, looks, seed=0)[1].x.flatten().long()
+    assert torch.equal(permuted.x.flatten(1), digits.quote.x.flatten(1)[:, order])
+    assert not torch.equal(data.seen(digits.quote, looks, seed=1)[1].x, permuted.x)

@@ -315,3 +315,12 @@ def test_stacks_that_differ_are_not_chained():
         ShapeError, match=r"the stacks to chain do not fit: '1\.weight' has shape \(5, 3\), expected \(4, 3\)"
     ):
         stack.chain([one, other])
+
+
+def test_flat_lays_the_stacks_of_a_stack_end_to_end():
+    grid = {name: t.unflatten(0, (2, 3)) for name, t in stack.init(stack.mlp(4, [3], 2), 6, seed=0).items()}
+    row = stack.flat(grid)
+    for k in range(2):
+        for j in range(3):
+            one, other = stack.take(grid, (k, j)), stack.take(row, 3 * k + j)
+            assert all(torch.equal(one[name], other[name]) for name in grid)

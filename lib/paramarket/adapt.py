@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from paramarket.base import ParameterError, stream, watched
 from paramarket.episodes import Pool, Tasks, answers, draw, prototype_logits
-from paramarket.stack import Stack, chain, init, run
+from paramarket.stack import Stack, chain, flat, init, run
 
 
 def pretrain(
@@ -37,14 +37,13 @@ def tuned_accuracy(
     """Accuracy of K runs on T tasks each, after `steps` of Adam on every task's own support, all tasks at once.
 
     models: the one that each task starts from, [K, T], see `episodes.spread`
-
     rank: None tunes all weights; otherwise every matrix W [out, in] becomes W + B A (Hu et al. 2022), with A [rank, in]
     drawn small and B [out, rank] starting at 0, and nothing else moves. Prototypes are of the support all the while.
     """
     if steps < 1 or (rank is not None and rank < 1):
         raise ParameterError(f"steps = {steps}, rank = {rank}: expected 1 or more.")
     count = len(tasks.support)
-    start = {name: tensor.flatten(0, 1) for name, tensor in models.items()}
+    start = flat(models)
     support, query = tasks.support.flatten(0, 1), tasks.query.flatten(0, 1)
     learnt = {name: torch.zeros_like(t) for name, t in start.items()} if rank is None else _factors(start, rank)
     opt = torch.optim.Adam([tensor.requires_grad_() for tensor in learnt.values()], lr)

@@ -20,7 +20,7 @@ from paramarket.align import Permutations, PermutationSpec
 from paramarket.base import Interval, ParameterError, interval, unknown
 from paramarket.data import Split
 from paramarket.mlps import is_dense
-from paramarket.stack import Stack, forward, init, join, mix, run, take
+from paramarket.stack import Stack, flat, forward, init, join, mix, run, take
 
 MATCHES = ("none", "weights", "activations")
 PARTS = ("whole", "layers")
@@ -150,10 +150,10 @@ def tried(
     for q in range(0, len(first), turn):
         these = take(models, slice(q, q + turn))
         whole = mixed(these, weights.expand(len(next(iter(these.values()))), *weights.shape))
-        flat = {name: tensor.flatten(0, 1) for name, tensor in whole.items()}
+        row = flat(whole)
         for i in range(0, n, batch):
             here = slice(q, q + turn), slice(None), slice(i, i + batch)
-            logits = _answers(net, these, flat, weights, split.x[i : i + batch].to(first))
+            logits = _answers(net, these, row, weights, split.x[i : i + batch].to(first))
             y = split.y[i : i + batch].to(first.device).expand(len(logits), -1)
             losses = cross_entropy(logits.mT, y, reduction="none")  # classes not last: vectorised over examples
             loss[here], hit[here] = (of.unflatten(0, (-1, count)) for of in (losses, logits.argmax(dim=-1) == y))

@@ -1,6 +1,6 @@
 """Datasets checked and split, what one plant holds of them, and what may happen to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -239,3 +239,11 @@ DOMAINS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "edges": _edges,
     "permute-pixels": _permute_pixels,
 }
+
+
+def seen(split: Split, domains: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]], seed: int) -> list[Split]:
+    """One split in every domain (see `DOMAINS`), the same images and labels in each.
+
+    seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits
+    """
+    return [Split(make(split.x, stream(seed, "domain", name)), split.y) for name, make in domains.items()]

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from paramarket.base import DataError, ParameterError, stream
-from paramarket.data import Split
-from paramarket.stack import Stack, run
+from paramarket.base import DataError, ParameterError
+from paramarket.data import Split, seen
+from paramarket.stack import Stack, flat, run
 
 
 class Pool(NamedTuple):
@@ -33,16 +33,13 @@ class Tasks(NamedTuple):
 
 
 def pool(split: Split, domains: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> Pool:
-    """The images of a split in every domain (see `data.DOMAINS`); of every class as many as the smallest has.
-
-    seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits
-    """
+    """The images of a split in every domain (see `data.seen`); of every class as many as the smallest has."""
     labels = [(split.y == label).nonzero().flatten() for label in range(int(split.y.max()) + 1)]
     each = min(map(len, labels))
     if not domains or each == 0:
         raise DataError(f"{len(domains)} domains, {each} examples of the rarest class: expected one or more of each.")
-    seen = [make(split.x, stream(seed, "domain", name)) for name, make in domains.items()]
-    return Pool(torch.stack(seen), torch.stack([places[:each] for places in labels]), list(domains))
+    images = torch.stack([view.x for view in seen(split, domains, seed)])
+    return Pool(images, torch.stack([places[:each] for places in labels]), list(domains))
 
 
 def draw(
@@ -87,8 +84,7 @@ def spread(models: Stack, tasks: Tasks) -> Stack:
 
 def said(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
     """What the model of every task of every run, a stack [K, T], says of its own examples."""
-    flat = {name: tensor.flatten(0, 1) for name, tensor in models.items()}
-    return run(net, flat, x.flatten(0, 1), shared=False, training=True).unflatten(0, x.shape[:2])
+    return run(net, flat(models), x.flatten(0, 1), shared=False, training=True).unflatten(0, x.shape[:2])
 
 
 def solve(net: nn.Module, models: Stack, tasks: Tasks, ways: int) -> Float[Tensor, "K T q ways"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paramarket.base import ParameterError, ShapeError, unknown
 from paramarket.data import Split
-from paramarket.stack import Params, Stack, join, mix, take
+from paramarket.stack import Params, Stack, flat, join, mix, take
 from paramarket.train import Score, evaluate
 
 
@@ -40,8 +40,7 @@ def halfway(a: Stack, b: Stack) -> Stack:
 def best_blend(net: nn.Module, a: Stack, b: Stack, shares: Sequence[float], split: Split) -> Stack:
     """For every couple of a and b the blend with the lowest loss on the split."""
     tried = blend(a, b, shares)
-    flat = {name: tensor.flatten(0, 1) for name, tensor in tried.items()}
-    chosen = evaluate(net, flat, split).loss.view(-1, len(shares)).argmin(dim=1)
+    chosen = evaluate(net, flat(tried), split).loss.view(-1, len(shares)).argmin(dim=1)
     return take(tried, (torch.arange(len(chosen)), chosen))
 
 

@@ -4,7 +4,7 @@ mix(h) = sum_i h_i D_i (Soup-of-Experts, Ablin et al. 2025): first a domain by h
 customer's h is found from a few examples, and how a specialist is tried before it ships.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from paramarket.base import DataError, Interval, ParameterError, interval, stream
-from paramarket.data import Split
-from paramarket.stack import Stack, features, forward, init, mlp
+from paramarket.data import Split, together
+from paramarket.stack import Stack, features, flat, forward, init, mlp
 from paramarket.train import Score, evaluate, fit
 
 
@@ -59,11 +59,6 @@ def check_weights(h: Float[Tensor, "... domains"], domains: int) -> None:
         )
 
 
-def seen(split: Split, views: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> list[Split]:
-    """One split through several cameras (see `data.DOMAINS`), each a domain; equal seeds, equal views of all splits."""
-    return [Split(view(split.x, stream(seed, "views")), split.y) for view in views.values()]
-
-
 def batches(
     domains: Sequence[Split], h: Float[Tensor, "K steps domains"], batch: int, generators: Sequence[Generator]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -104,7 +99,7 @@ def score(
     """Loss (nats) and accuracy of models [K, J], each under its own mixture: sum_i h_i L_i, no sampling."""
     check_weights(h, len(domains))
     runs, count = next(iter(models.values())).shape[:2]
-    scores = by_domain(net, {name: tensor.flatten(0, 1) for name, tensor in models.items()}, domains)
+    scores = by_domain(net, flat(models), domains)
     return tuple((each.cpu().view(runs, count, -1) * h.cpu()).sum(dim=-1) for each in scores[:2])
 
 
@@ -119,8 +114,7 @@ def teller(domains: Sequence[Split], units: int, *, seed: int, **how: float) -> 
     """Trained to tell the domains apart; how: of `train.fit`."""
     net = mlp(domains[0].x[0].numel(), [units], len(domains))
     owner = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(split) for split in domains]))
-    whole = Split(torch.cat([split.x for split in domains]), owner)
-    return Teller(net, fit(net, init(net, 1, seed), whole, seed=seed, **how).stack)
+    return Teller(net, fit(net, init(net, 1, seed), Split(together(*domains).x, owner), seed=seed, **how).stack)
 
 
 def look(told: Teller, x: Float[Tensor, "*customers n channels height width"]) -> Float[Tensor, "*customers n units"]:
@@ -137,11 +131,11 @@ def told_loss(
 
     A teller that has seen all domains alike says P(i | x) for equal shares; a customer's own shares are h.
     """
-    losses = []
+    rows, losses = flat(experts), []
     for split in domains:
         weighed = h.unsqueeze(1) * forward(told.net, told.model, split.x)[0].softmax(dim=-1).cpu()  # [J, n, domains]
         weighed = weighed / weighed.sum(dim=-1, keepdim=True)
-        says = forward(net, {name: tensor.flatten(0, 1) for name, tensor in experts.items()}, split.x).softmax(dim=-1)
+        says = forward(net, rows, split.x).softmax(dim=-1)
         right = says[:, torch.arange(len(split)), split.y].cpu().view(-1, len(domains), len(split))
         losses.append(-torch.einsum("jnd,kdn->kjn", weighed, right).clamp_min(1e-12).log().mean(dim=-1))
     return (torch.stack(losses, dim=-1) * h).sum(dim=-1)

@@ -57,7 +57,8 @@ def matrices(
         shown = axis.imshow(table.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, extent=ends)
         axis.set_title(name, loc="center", weight="normal")
         axis.set(xlabel=axes_of[1], ylabel=axes_of[0])
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
     figure.colorbar(shown, ax=axes, label=quantity, shrink=0.85)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")

@@ -19,7 +19,7 @@ from paramarket.interpolated import SparseExperts, experts_of, held, interpolate
 from paramarket.stack import Stack, check
 
 __all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "interpolate", "judge", "meta_tune", "route"]
-__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity", "stored"]
+__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity", "stored", "task_models"]
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import ParameterError, ShapeError, TrainingError, stream, watched
+from paramarket.base import ParameterError, ShapeError, stream, watched
 from paramarket.data import Split
 from paramarket.mixtures import Law, batches, check_weights, plan, score
 from paramarket.stack import Stack, chain, check, init, mix, mlp, run, take
+from paramarket.train import finite, one_step
 
 
 class Soup(NamedTuple):
@@ -95,7 +95,7 @@ def pretrain(
 
     The same h at every step trains for that mixture alone. Adam, its rate falling to 0 in a line. Runs of one seed see
     the same random numbers. Returns the soups, and their loss at every step, nats. Raises ShapeError, ParameterError
-    for an h that is no weights, TrainingError where a loss is not finite.
+    for an h that is no weights, TrainingError where losses or weights are not finite.
     """
     copies, steps, own = check(net, start.base), h.shape[1], {seed: stream(seed, "mixtures") for seed in seeds}
     if not copies == len(h) == len(seeds) or steps < 1:
@@ -108,9 +108,9 @@ def pretrain(
     pace, losses = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=steps), []
     drawn, told = batches(domains, h.to(bank), batch, [own[s] for s in seeds]), f"training {copies} soups"
     for x, y, now in tqdm(drawn, told, total=steps, leave=False, delay=1, disable=not watched()):
-        losses.append(_step(net, _apart(_theta(bank, phi, router, now), start.base), x, y, opt))
+        losses.append(one_step(net, _apart(_theta(bank, phi, router, now), start.base), x, y, opt))
         pace.step()
-    _finite(torch.stack(losses), bank.detach())
+    finite(losses, router | {"S and E": bank.detach()}, steps)
     parts = _apart(bank.detach(), start.base)
     base, experts = ({name: part[:, where].clone() for name, part in parts.items()} for where in (0, slice(1, None)))
     return Soup(base, experts, {name: tensor.detach() for name, tensor in router.items()}), torch.stack(losses, dim=1)
@@ -125,20 +125,17 @@ def cook(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
     **how: float,
-) -> tuple[dict[str, Soup], dict[str, Float[Tensor, "seeds steps"]]]:
-    """Kinds of soups, {name: (experts, law of h)}, for every seed, all in one stack: soups and losses by name.
+) -> dict[str, Soup]:
+    """Kinds of soups, {name: (experts, law of h)}, for every seed, all trained in one stack.
 
     (0, None) is the generic model, all domains alike. how: of `pretrain`
     """
     numbers, laws = zip(*(kind for kind in kinds.values() for _ in seeds), strict=True)
     runs = list(seeds) * len(kinds)
-    h = plan(laws, len(domains), steps, runs)
     start = soup_of(net, len(domains), numbers, runs, device=device)
-    done, losses = pretrain(net, start, domains, h, seeds=runs, **how)
-    at = {name: slice(k * len(seeds), (k + 1) * len(seeds)) for k, name in enumerate(kinds)}
-    return {name: _some(done, at[name], n) for name, (n, _) in kinds.items()}, {
-        n: losses[each] for n, each in at.items()
-    }
+    done, _ = pretrain(net, start, domains, plan(laws, len(domains), steps, runs), seeds=runs, **how)
+    spans = [slice(k * len(seeds), (k + 1) * len(seeds)) for k in range(len(kinds))]
+    return {name: _some(done, span, n) for (name, (n, _)), span in zip(kinds.items(), spans, strict=True)}
 
 
 def _some(soup: Soup, runs: slice, experts: int) -> Soup:
@@ -201,19 +198,3 @@ def _theta(bank: Tensor, phi: nn.Module, router: Stack, h: Float[Tensor, "K doma
         return bank[:, 0]
     alpha = run(phi, router, h.unsqueeze(1), shared=False, training=True)
     return torch.bmm(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), bank).squeeze(1)
-
-
-def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Float[Tensor, " K"]:
-    """One step for every soup; the sum over soups keeps each one's gradient its own."""
-    logits = run(net, models, x, shared=False, training=True)
-    losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)
-    opt.zero_grad()
-    losses.sum().backward()
-    opt.step()
-    return losses.detach()
-
-
-def _finite(losses: Float[Tensor, "steps K"], bank: Float[Tensor, "K experts weights"]) -> None:
-    for k in (~(losses.isfinite().all(dim=0) & bank.isfinite().all(dim=2).all(dim=1))).nonzero().flatten().tolist():
-        step = losses[:, k].isfinite().long().argmin().item() if not losses[:, k].isfinite().all() else len(losses)
-        raise TrainingError(f"the loss of soup {k} is not finite at step {step} of {len(losses)}: try a smaller lr.")

@@ -14,7 +14,7 @@ from paramarket import cka
 from paramarket.base import ParameterError, ShapeError
 from paramarket.data import Split, turned
 from paramarket.landscape import halfway
-from paramarket.stack import Stack, chain, check, features, take
+from paramarket.stack import Stack, chain, check, features, flat, take
 from paramarket.train import evaluate, fit
 
 
@@ -83,14 +83,13 @@ def kinship(
     """Of each of K families of J models, a stack [K, J]: linear CKA of every two on x, by their last hidden layer; and
     how far their weights lie apart, over the mean length of the family's."""
     families, size = next(iter(models.values())).shape[:2]
-    told = list(features(net, {name: tensor.flatten(0, 1) for name, tensor in models.items()}, x).values())
+    told = list(features(net, flat(models), x).values())
     hidden = told[-2].unflatten(0, (families, size))
     layers = {j: hidden[:, j] for j in range(size)}
     rows = torch.cat([tensor.flatten(2) for tensor in models.values()], dim=2)
-    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.norm(dim=2).mean(dim=1).view(
-        -1, 1, 1
-    )
-    return cka.cka_matrix(layers, layers).float().cpu(), apart.cpu()
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # products would cost digits
+    length = rows.norm(dim=2).mean(dim=1)
+    return cka.cka_matrix(layers, layers).float().cpu(), (apart / length.view(-1, 1, 1)).cpu()
 
 
 def free(models: Stack, strength: float, generator: Generator) -> Stack:

@@ -27,6 +27,7 @@ __all__ = [
     "compare",
     "content_hash",
     "features",
+    "flat",
     "forward",
     "init",
 ]
@@ -94,6 +95,11 @@ def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: s
 def take(stack: Stack, index: Any) -> Stack | Params:
     """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it."""
     return {name: tensor[index] for name, tensor in stack.items()}
+
+
+def flat(stack: Stack) -> Stack:
+    """A stack of stacks in one row: [K, J, ...] -> [K · J, ...], those of the first k first."""
+    return {name: tensor.flatten(0, 1) for name, tensor in stack.items()}
 
 
 def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:

@@ -82,11 +82,11 @@ def fit(
     with lent(orders[0]):
         for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not watched()):
             _keep(kept, models, step, keep)
-            losses.append(_step(net, models, *next(batches), opt))
+            losses.append(one_step(net, models, *next(batches), opt))
             go_back(learnt, stack, back)
             pace.step()
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
-                _check(losses, models, steps)
+                finite(losses, models, steps)
     _keep(kept, models, steps, keep)
     done = {name: tensor.detach() for name, tensor in models.items()}
     return Fit(done, _history(losses, per_epoch), state_of(opt, learnt, copies), kept)
@@ -158,8 +158,13 @@ def _batches(
             yield buffer.unflatten(0, chosen.shape), y[chosen]
 
 
-def _step(net: nn.Module, models: Stack, x: Tensor, y: Tensor, opt: torch.optim.Optimizer) -> Tensor:
-    """One step for every model. The sum over models keeps each model's gradient its own."""
+def one_step(
+    net: nn.Module, models: Stack, x: Float[Tensor, "K n ..."], y: Tensor, opt: torch.optim.Optimizer
+) -> Float[Tensor, " K"]:
+    """One step on cross-entropy for every model, each on its own batch; their losses before it, nats.
+
+    y: labels [K, n], or probabilities [K, n, classes]. The sum over models keeps each model's gradient its own.
+    """
     logits = run(net, models, x, shared=False, training=True)
     y = y.mT if y.is_floating_point() else y
     losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
@@ -174,8 +179,8 @@ def _keep(kept: dict[int, Stack], models: Stack, step: int, keep: Sequence[int])
         kept[step] = {name: tensor.detach().clone() for name, tensor in models.items()}
 
 
-def _check(losses: list[Tensor], models: Stack, steps: int) -> None:
-    """Once an epoch, so that a GPU is not made to wait at every step."""
+def finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None:
+    """TrainingError, naming model and step, unless losses and weights are finite. Rarely asked: a GPU has to wait."""
     bad = ~torch.stack(losses).isfinite()
     for tensor in models.values():
         if not bad.any() and not tensor.isfinite().all():
