@@ -82,7 +82,7 @@ def unwritten(*_):
         (teach.check_open_chance, lambda x: x.mean(), "expected one chance a gate"),
         (teach.check_mixed_alpha, mixed_alpha, "✓ mixed_alpha holds"),
         (teach.check_mixed_alpha, lambda *of: mixed_alpha(*of, scaled=False), "✗ mixed_alpha: expected"),
-        (teach.check_mixed_alpha, lambda keys, *_: keys[:, 0], "expected 4 numbers that sum to 1"),
+        (teach.check_mixed_alpha, lambda keys, *_: torch.ones(len(keys)), "expected 4 numbers that sum to 1"),
         (teach.check_rounds_to, rounds_to, "✓ rounds_to holds"),
         (teach.check_rounds_to, lambda c, g: rounds_to(c, g) or 0, "expected None"),
         (teach.check_rounds_to, lambda c, g: (rounds_to(c, g) or 1) - 1, "expected 1"),

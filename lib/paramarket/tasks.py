@@ -32,7 +32,8 @@ def check_best_share(answer: Callable[[float, float], tuple[float, float]]) -> N
     """Notebook 06: the seller's share with the least squared error, estimates being independent; and that error."""
 
     def test() -> str:
-        v_b, v_s = (torch.rand(2, generator=fresh()) + 0.1).tolist()
+        low, gap, turn = torch.rand(3, generator=fresh()).tolist()
+        v_b, v_s = (low + 0.1, low + gap + 0.2)[:: 1 if turn < 0.5 else -1]  # never alike: one would do for the other
         share, error = map(float, answer(v_b, v_s))
         grid = torch.linspace(0, 1, 10_001, dtype=torch.float64)
         bowl = (1 - grid) ** 2 * v_b + grid**2 * v_s
@@ -118,13 +119,18 @@ def check_mixed_alpha(answer: Callable[..., torch.Tensor]) -> None:
 
     def test() -> str:
         own = fresh()
-        keys, a, b = (torch.randn(*shape, generator=own) for shape in ((4, 8), (8,), (8,)))
-        share = round(torch.rand(1, generator=own).item(), 1)
-        many = torch.cat([a.expand(round(10 * share), 8), b.expand(10 - round(10 * share), 8)])
-        found, expected = torch.as_tensor(answer(keys, a, b, share)), route(keys[None], many[None, None])[0, 0]
-        if found.shape != (4,) or abs(found.sum().item() - 1) > 1e-3:
-            return f"expected 4 numbers that sum to 1, got shape {tuple(found.shape)}, sum {found.sum().item():.2f}."
-        return f"expected {expected.tolist()}, got {found.tolist()}." if (found - expected).abs().max() > 1e-3 else ""
+        for share, length in ((0.2, 0.3), (0.5, 1.0), (0.9, 3.0)):  # of one length alone, its scaling might not be seen
+            keys, a, b = (torch.randn(*shape, generator=own) for shape in ((4, 8), (8,), (8,)))
+            a, b = length * a, length * b
+            many = torch.cat([a.expand(round(10 * share), 8), b.expand(10 - round(10 * share), 8)])
+            found, expected = torch.as_tensor(answer(keys, a, b, share)), route(keys[None], many[None, None])[0, 0]
+            if found.shape != (4,) or abs(found.sum().item() - 1) > 1e-3:
+                return (
+                    f"expected 4 numbers that sum to 1, got shape {tuple(found.shape)}, sum {found.sum().item():.2f}."
+                )
+            if (found - expected).abs().max() > 1e-3:
+                return f"expected {expected.tolist()}, got {found.tolist()}."
+        return ""
 
     tell("mixed_alpha", test)
 
