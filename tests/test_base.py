@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramarket import base
+from paramarket import base, errors
 
 NAMES = st.lists(st.one_of(st.text(max_size=8), st.integers(0, 99)), max_size=3)
 
@@ -38,7 +38,7 @@ def test_streams_leave_the_global_generator_alone():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(base.ParameterError, match="seed = -1"):
+    with pytest.raises(errors.ParameterError, match="seed = -1"):
         base.stream(-1)
 
 
@@ -63,19 +63,19 @@ def test_interval_keeps_the_other_axes():
 
 @pytest.mark.parametrize("values", [[1.0], 1.0, [1.0, float("nan")]])
 def test_interval_refuses_what_has_none(values):
-    with pytest.raises(base.ParameterError, match="two or more finite values"):
+    with pytest.raises(errors.ParameterError, match="two or more finite values"):
         base.interval(torch.tensor(values))
 
 
 def test_interval_offers_the_nearest_kind():
-    with pytest.raises(base.ParameterError, match="Did you mean 'seeds'"):
+    with pytest.raises(errors.ParameterError, match="Did you mean 'seeds'"):
         base.interval([1, 2], "seed")
 
 
 def test_device_auto_and_unknown():
     assert base.device("cpu") == torch.device("cpu")
     assert base.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(base.ParameterError, match="'abacus' cannot be used here"):
+    with pytest.raises(errors.ParameterError, match="'abacus' cannot be used here"):
         base.device("abacus")
 
 

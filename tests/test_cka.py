@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramarket import cka
-from paramarket.base import DataError, ParameterError, ShapeError
+from paramarket.errors import DataError, ParameterError, ShapeError
 
 seeds, either = st.integers(0, 2**31), st.booleans()
 EXACT = torch.float64

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import yaml
 
-from paramarket import runs, sweep, teach
+from paramarket import runs, teach
 from paramarket.__main__ import HOME
 
 NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
@@ -50,7 +50,7 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def run(path, output, parameters):
-    outcome = sweep.run_point(sweep.Point(path, output, parameters, timeout=300))
+    outcome = runs.run_point(runs.Point(path, output, parameters, timeout=300))
     assert not outcome.error
     return runs.read(output)
 

@@ -16,7 +16,7 @@ import click
 import yaml
 
 from paramarket import __version__
-from paramarket.base import ParamarketError, ParameterError, unknown
+from paramarket.errors import ParamarketError, ParameterError, unknown
 
 HOME = Path(__file__).parents[2]
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
@@ -62,7 +62,7 @@ def cli() -> None:
 )
 def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: int, timeout: float) -> None:
     """Execute notebooks (default: all) and write them, their pages, index.html and results.md into a folder."""
-    from paramarket import pages, sweep
+    from paramarket import runs
 
     chosen = _or_all(chosen)
     out, values = out.resolve(), _values(parameters, [path.stem for path in chosen])
@@ -70,13 +70,13 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
         raise ParameterError(f"--out {out} holds something else than results; it would be replaced. Name a new folder.")
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     points = [
-        sweep.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=row % jobs)
+        runs.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=row % jobs)
         for row, path in enumerate(chosen)
     ]
     try:
         with ThreadPoolExecutor(jobs) as executor:
-            outcomes = list(sweep.execute(points, executor))
-        pages.build(outcomes, fresh)
+            outcomes = list(runs.execute(points, executor))
+        runs.build(outcomes, fresh)
         (fresh / MARK).write_text("".join(f"{path.name}\n" for path in sorted(fresh.iterdir())))
         _swap(fresh, out)
     finally:
@@ -180,13 +180,13 @@ def student(chosen: Sequence[Path], out: Path) -> None:
 @cli.command()
 def results() -> None:
     """Write RESULTS.md from the latest full run: every claim with its number and verdict."""
-    from paramarket import base, pages
+    from paramarket import base, runs
 
     executed = sorted((HOME / "runs/latest").glob("[0-9]*.ipynb"))
     if [path.name for path in executed] != [path.name for path in _or_all([])]:
         raise ParameterError("runs/latest does not hold a full run: run `python -m paramarket notebooks` first.")
     with base.atomic(HOME / "RESULTS.md") as beside:
-        beside.write_text(pages.claims(executed), encoding="utf-8")
+        beside.write_text(runs.claims(executed), encoding="utf-8")
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""The ground that every other module stands on: errors, seeds, device, intervals, atomic writes."""
+"""The ground that every other room stands on: named random streams, device, intervals, atomic writes."""
 
-import difflib
 import functools
 import hashlib
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,37 +16,7 @@ from IPython import get_ipython
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-
-class ParamarketError(Exception):
-    """Whatever paramarket refuses to do. The message says what was given, what was expected and what to do."""
-
-
-class ParameterError(ParamarketError, ValueError):
-    """A setting that is unknown, of the wrong type or out of range."""
-
-
-class DataError(ParamarketError, ValueError):
-    """A dataset that is unknown, damaged, empty or unusable."""
-
-
-class ShapeError(ParamarketError, ValueError):
-    """Parameters, stacks or examples that do not fit together."""
-
-
-class WeightsError(ParamarketError, ValueError):
-    """A weights file that cannot be trusted, or weights that do not belong together."""
-
-
-class TrainingError(ParamarketError, ArithmeticError):
-    """Training that left the finite numbers."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The text of an error for a name that nobody knows, with the nearest known one offered."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+from paramarket.errors import ParameterError, unknown
 
 
 def stream(seed: int, *purpose: str | int) -> torch.Generator:

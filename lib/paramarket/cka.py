@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from paramarket.base import DataError, ParameterError, ShapeError
+from paramarket.errors import DataError, ParameterError, ShapeError
 
 Layers = Mapping[Hashable, Tensor]  # {layer or step: representation [*batch, n, features]}, as `stack.features` gives
 

@@ -69,7 +69,7 @@ def bench_against_rebasin(row, trained, images, width, bar):
 def bench_against_the_limit(row, trained, monkeypatch):
     """The same run, with the time inside scipy's assignment and inside the matrix products taken apart."""
     _, spec, couples = trained[512]
-    inside, solve, rows, shares = [0.0], align.linear_sum_assignment, align._rows, []
+    inside, solve, rows, shares = [0.0], align.matching.linear_sum_assignment, align.matching._rows, []
 
     def timed(*args, **kwargs):
         start = time.perf_counter()

@@ -4,7 +4,7 @@ import torch
 from conftest import seconds
 
 from paramarket import smat, stack
-from paramarket.episodes import answers, prototype_logits
+from paramarket.smat import answers, prototype_logits
 
 
 def bench_tasks(row):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import seconds
 
-from paramarket import mixtures, soup, stack
+from paramarket import soup, stack
 from paramarket.data import Split
 
 
@@ -26,7 +26,7 @@ def bench_specialists(row):
     net, own = stack.mlp(64, [300], 10), torch.Generator().manual_seed(0)
     made = soup.soup_of(net, 8, [8], [0])
     made = made._replace(experts={name: torch.randn(t.shape, generator=own) for name, t in made.experts.items()})
-    h = mixtures.draw_weights(mixtures.Law(), 8, 1000, own)
+    h = soup.draw_weights(soup.Law(), 8, 1000, own)
     size = sum(tensor.numel() for tensor in made.base.values())
     fill, make = seconds(lambda: torch.full((1000, size), 1.0), 20), seconds(lambda: soup.specialists(made, h), 20)
     row(f"1,000 specialists of p = {size:,}: share of the speed of torch.full", "≥ .50", fill / make)

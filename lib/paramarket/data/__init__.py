@@ -1,0 +1,44 @@
+"""Sets of labelled examples: where they come from, how they are cut into four splits, and what else may happen to them.
+
+A `Dataset` has four disjoint splits with one use each: `train` is private to those who learn, choices are made on
+`quote`, the gain that sets a price is measured on `audit`, and `test` is only ever reported.
+"""
+
+from paramarket.data.sources import BUNDLED, torchvision
+from paramarket.data.splits import (
+    DOMAINS,
+    NAMES,
+    ROOT,
+    Dataset,
+    Split,
+    drop_pixels,
+    exchanged,
+    flip_labels,
+    from_files,
+    holding,
+    load,
+    rotate,
+    seen,
+    together,
+    turned,
+)
+
+__all__ = [
+    "BUNDLED",
+    "DOMAINS",
+    "NAMES",
+    "ROOT",
+    "Dataset",
+    "Split",
+    "drop_pixels",
+    "exchanged",
+    "flip_labels",
+    "from_files",
+    "holding",
+    "load",
+    "rotate",
+    "seen",
+    "together",
+    "torchvision",
+    "turned",
+]

@@ -1,0 +1,250 @@
+"""Datasets checked and split, what one plant holds of them, and what may happen to them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from paramarket.base import stream
+from paramarket.data import sources
+from paramarket.errors import DataError, ParameterError, unknown
+
+ROOT = Path(__file__).parents[3] / "data"
+NAMES = (*sources.BUNDLED, *sources.DOWNLOADED)
+SHARES = {"train": 0.6, "quote": 0.1, "audit": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples `x` [n, channels, height, width] or [n, features], float32, normalised; labels `y` [n], int64.
+
+    To distil, `y` may be another model's probabilities [n, classes] instead.
+    """
+
+    x: Float[Tensor, "examples ..."]
+    y: Int[Tensor, " labels"] | Float[Tensor, "labels classes"]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise DataError(
+                f"a split needs one label per example, got {len(self.x)} examples and {len(self.y)} labels."
+            )
+        if len(self.y) == 0:
+            raise DataError("an empty split: there is no example in it. Keep more classes or a larger share of them.")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One set in four disjoint splits, each with a single use, because money hangs on keeping them apart.
+
+    train: private to those who train · quote: where a merge is tuned · audit: where the gain that sets a price is
+    measured · test: only ever reported. `mean` and `std` [channels] were measured on train and are already applied.
+    """
+
+    name: str
+    train: Split
+    quote: Split
+    audit: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: Float[Tensor, " channels"]
+    std: Float[Tensor, " channels"]
+
+
+def load(name: str, root: Path | str = ROOT) -> Dataset:
+    """The set called `name`, the same four stratified splits every time.
+
+    Bundled: "mnist-5k" (5,000 images [1, 28, 28], split 3,000 / 500 / 500 / 1,000) and "digits" (1,797 of [1, 8, 8]).
+    Downloaded into `root` on first use: "mnist", "fashion-mnist", "kmnist", "cifar10"; their own test set is `test`.
+    Raises DataError for an unknown name, a missing or damaged file, a failed download.
+    """
+    if name not in NAMES:
+        raise DataError(unknown("dataset", name, NAMES))
+    reader = sources.bundled if name in sources.BUNDLED else sources.downloaded
+    return _dataset(name, reader(name, Path(root)))
+
+
+def from_files(path: Path | str) -> Dataset:
+    """Your own data, in the same four splits: a folder with a folder of images per class, an .npz, or a .csv.
+
+    An .npz holds `x`, `y` and, if you like, `classes`; a .csv a column `label` beside numbers. Raises DataError that
+    names the file for what cannot be read, ragged sizes, missing values and unknown labels.
+    """
+    return _dataset(Path(path).stem, sources.files(Path(path)))
+
+
+def _dataset(name: str, raw: sources.Raw) -> Dataset:
+    parts = _stratified(raw.y, raw.tested, stream(0, "split", name))
+    train = raw.x[parts["train"]]
+    axes = [axis for axis in range(raw.x.ndim) if axis != 1]
+    mean, std = train.mean(dim=axes), train.std(dim=axes)
+    std = torch.where(std > 0, std, 1.0)
+    shape = (-1, *[1] * (raw.x.ndim - 2))
+    x = (raw.x - mean.view(shape)) / std.view(shape)
+    splits = {part: Split(x[index], raw.y[index]) for part, index in parts.items()}
+    return Dataset(name, **splits, classes=raw.classes, mean=mean, std=std)
+
+
+def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Disjoint index sets that cover every example, each class cut in the proportions of SHARES.
+
+    If the last `tested` examples are a test set already, they stay it, and the others are cut 6 : 1 : 1.
+    """
+    shares = SHARES if tested is None else {part: SHARES[part] for part in ("train", "quote", "audit")}
+    cuts = torch.tensor(list(shares.values())).double().cumsum(0) / sum(shares.values())
+    parts = {part: [] for part in shares}
+    for label in y.unique():
+        members = torch.nonzero(y[: len(y) - (tested or 0)] == label).flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        ends = [round(cut * len(members)) for cut in cuts[:-1].tolist()]
+        for part, chosen in zip(shares, members.tensor_split(ends), strict=True):
+            parts[part].append(chosen)
+    own = {} if tested is None else {"test": torch.arange(len(y) - tested, len(y))}
+    return {part: torch.cat(chosen) for part, chosen in parts.items()} | own
+
+
+def holding(
+    split: Split,
+    classes: list[int],
+    keep: float,
+    generator: torch.Generator,
+    student: int | None = None,
+    students: int = 30,
+) -> Split:
+    """What a plant holds that rarely sees some kinds: a random share `keep` of each of `classes`, all of the others.
+
+    With `student`, the split is first dealt to a class of `students`, and the holding is that of number `student`, from
+    1 on; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
+    one of `classes` does not occur.
+    """
+    first, every = (0, 1) if student is None else (student - 1, students)
+    _share("keep", keep)
+    if not 0 <= first < every:
+        raise ParameterError(f"student = {student}, expected a number from 1 to {students}.")
+    kept = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.y.unique().tolist():
+        members = torch.nonzero(split.y == label).flatten()
+        own = members[torch.randperm(len(members), generator=generator)][first::every]
+        kept[own[: round(keep * len(own))] if label in classes else own] = True
+    missing = set(classes) - set(split.y.unique().tolist())
+    if missing:
+        raise ParameterError(f"classes = {classes}: the split holds no example of class {min(missing)}.")
+    return Split(split.x[kept], split.y[kept])
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ParameterError(f"{name} = {value}, expected a share between 0 and 1.")
+
+
+def flip_labels(split: Split, share: float, classes: int, generator: torch.Generator) -> Split:
+    """Label noise: a random `share` of the examples gets another of the `classes` labels, each equally likely."""
+    _share("share", share)
+    chosen = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
+    y = split.y.clone()
+    y[chosen] = (y[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
+    return Split(split.x, y)
+
+
+def drop_pixels(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Missing pixels: each of x [n, ...] is set to the background, the smallest value, with probability `share`."""
+    _share("share", share)
+    return torch.where(torch.rand(x.shape, generator=generator) < share, x.min(), x)
+
+
+def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float[Tensor, "n channels height width"]:
+    """Images turned counter-clockwise about their centre, bilinear, on the background."""
+    return _turn(x, angle=-float(degrees), shear=0.0)
+
+
+def turned(split: Split, degrees: float) -> Split:
+    """The same labels for the same images, turned (see `rotate`)."""
+    return Split(rotate(split.x, degrees), split.y)
+
+
+def together(*splits: Split) -> Split:
+    """The examples of all, one split after another."""
+    return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
+
+
+def exchanged(own: Split, other: Split, share: float, generator: torch.Generator) -> Split:
+    """`own` with a random share of its examples exchanged for as many of `other`, drawn without repetition."""
+    _share("share", share)
+    count = round(share * len(own))
+    if count > len(other):
+        raise DataError(f"{count} examples to exchange, the other split has {len(other)}: take a smaller share.")
+    if count == 0:
+        return own
+    keep, take = (torch.randperm(len(split), generator=generator) for split in (own, other))
+    parts = [(own, keep[count:]), (other, take[:count])]
+    return together(*(Split(split.x[index], split.y[index]) for split, index in parts if len(index)))
+
+
+def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
+    """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
+    v2, low = _transforms(), x.min()
+    how = {"translate": [0, 0], "scale": 1.0, "interpolation": v2.InterpolationMode.BILINEAR}
+    return low + v2.functional.affine(x - low, angle=angle, shear=[shear, 0.0], **how)
+
+
+def _transforms() -> ModuleType:
+    """torchvision's, imported when first needed: it takes longer than all the rest."""
+    sources.torchvision()
+    from torchvision.transforms import v2
+
+    return v2
+
+
+def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A square of a third of the side is hidden, in each image elsewhere."""
+    n, _, height, width = x.shape
+    side = max(1, height // 3)
+    top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (height, width))
+    rows, columns = torch.arange(height), torch.arange(width)
+    hidden = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    return torch.where(hidden[:, None], x.min(), x)
+
+
+def _edges(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Strength of Sobel's gradient, stretched over the range of the images."""
+    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(x.shape[1], 1, 1, 1)
+    slopes = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), kernels, groups=x.shape[1])
+    strength = slopes.unflatten(1, (x.shape[1], 2)).norm(dim=2)
+    return x.min() + (x.max() - x.min()) * strength / strength.amax().clamp_min(1e-12)
+
+
+def _permute_pixels(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One random order of the pixels for all images; equal generators, equal orders."""
+    order = torch.randperm(x[0, 0].numel(), generator=generator)
+    return x.flatten(2)[..., order].view_as(x)
+
+
+# name -> what it makes of images x [n, channels, height, width]; what is random comes from the generator alone
+DOMAINS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "upright": lambda x, generator: x,
+    "rotate": lambda x, generator: rotate(x, 45.0),
+    "invert": lambda x, generator: x.max() + x.min() - x,
+    "noise": lambda x, generator: x + 0.7 * torch.randn(x.shape, generator=generator),
+    "blur": lambda x, generator: _transforms().functional.gaussian_blur(x, kernel_size=[5, 5], sigma=[1.5, 1.5]),
+    "occlude": _occlude,
+    "shear": lambda x, generator: _turn(x, angle=0.0, shear=30.0),
+    "edges": _edges,
+    "permute-pixels": _permute_pixels,
+}
+
+
+def seen(split: Split, domains: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]], seed: int) -> list[Split]:
+    """One split in every domain (see `DOMAINS`), the same images and labels in each.
+
+    seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits
+    """
+    return [Split(make(split.x, stream(seed, "domain", name)), split.y) for name, make in domains.items()]

@@ -1,0 +1,82 @@
+"""From two checkpoints to a decision. So far: can these two be combined at all, and in which way?"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from paramarket import align, cka, merge
+from paramarket.data import Split
+from paramarket.errors import ShapeError
+from paramarket.stack import Params, check, features, forward, join
+from paramarket.train import evaluate
+
+FREE = 0.05  # nats: a lower barrier counts as none, as in notebook 02
+
+Verdict = Literal["merge", "reorder, then merge", "keep both", "keep the better one"]
+
+
+class Compatibility(NamedTuple):
+    """What two models of one architecture have in common on a split, and what that allows.
+
+    cka: {layer: debiased linear CKA of what the two say there} · losses (nats): {"a", "b", "averaged weights",
+    "reordered, averaged", "averaged outputs"}
+    naive_barrier, aligned_barrier (nats): on the straight line between the two, as they are and with b in a's order
+    verdict: "merge" if the line is free of a barrier (.05 nats), "reorder, then merge" if it is so after weight
+    matching, otherwise "keep both" for their averaged outputs; but "keep the better one" where that would be worse than
+    it by more than .001 nats · reason: the same in a sentence
+    """
+
+    cka: dict[str, float]
+    losses: dict[str, float]
+    naive_barrier: float
+    aligned_barrier: float
+    verdict: Verdict
+    reason: str
+
+
+@torch.no_grad()
+def compatibility(net: nn.Sequential, a: Params, b: Params, split: Split, points: int = 11) -> Compatibility:
+    """Compare two models where they are to be used: by layer, on the line between them, by their outputs.
+
+    net: an MLP as `stack.mlp` or `residual_mlp` makes it · points: stops on the line, an odd number, the ends included.
+    Raises ShapeError naming what does not fit, WeightsError for weights that are not finite, DataError for a layer that
+    says the same of every example. The verdict is about this split; choose it as `quote`, judge it on `audit`.
+    """
+    if points < 3 or points % 2 == 0:
+        raise ShapeError(f"points = {points}, expected an odd number from 3 on: the middle belongs to the line.")
+    check(net, join([a, b]))
+    reordered = align.reorder(align.permutation_spec(net, split.x[:1]), a, b)
+    straight, aligned = (evaluate(net, merge.path(a, other, points), split).loss for other in (b, reordered))
+    losses = {"a": straight[0], "b": straight[-1], "averaged weights": straight[points // 2]}
+    losses |= {"reordered, averaged": aligned[points // 2], "averaged outputs": _ensemble_loss(net, a, b, split)}
+    naive, matched = (merge.barrier(line).item() for line in (straight, aligned))
+    numbers = {name: loss.item() for name, loss in losses.items()}
+    verdict, reason = _judge(naive, matched, numbers)
+    return Compatibility(_by_layer(net, a, b, split), numbers, naive, matched, verdict, reason)
+
+
+def _by_layer(net: nn.Sequential, a: Params, b: Params, split: Split) -> dict[str, float]:
+    said = features(net, join([a, b]), split.x)
+    return {layer: cka.linear_cka(*each.unbind(), debiased=True) for layer, each in said.items()}
+
+
+def _ensemble_loss(net: nn.Module, a: Params, b: Params, split: Split) -> Tensor:
+    """Cross-entropy of `merge.ensemble`, in logarithms: a probability that rounds to 0 would cost infinitely much."""
+    logs = forward(net, join([a, b]), split.x).log_softmax(dim=-1).logsumexp(dim=0) - torch.tensor(2.0).log()
+    return nn.functional.nll_loss(logs, split.y.to(logs.device))
+
+
+def _judge(naive: float, aligned: float, losses: dict[str, float]) -> tuple[Verdict, str]:
+    """The verdict, and one sentence: what it rests on, and what it is worth here."""
+    if naive <= FREE:
+        verdict, way, why = "merge", "averaged weights", "no barrier stands between the two as they are"
+    elif aligned <= FREE:
+        verdict, way = "reorder, then merge", "reordered, averaged"
+        why = "a barrier stands between the two, and none once the units of b are in a's order"
+    else:
+        verdict, way = "keep both", "averaged outputs"
+        why = "a barrier stands between the two that no order of units removes"
+    best = min(("a", "b"), key=losses.get)
+    reason = f"{why}; here the {way} have a loss of {losses[way]:.3f} nats, {best} alone has {losses[best]:.3f}."
+    return ("keep the better one" if losses[way] > losses[best] + 1e-3 else verdict), reason

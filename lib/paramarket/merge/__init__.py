@@ -1,0 +1,51 @@
+"""Between models: lines, planes, the barrier on the way, and ways to make one model of several."""
+
+from paramarket.merge.landscape import (
+    Plane,
+    barrier,
+    beneath,
+    best_blend,
+    blend,
+    halfway,
+    layer_path,
+    layer_rise,
+    path,
+    plane,
+    walk,
+)
+from paramarket.merge.methods import (
+    METHODS,
+    average,
+    couples,
+    distil,
+    ensemble,
+    regmean,
+    repair,
+    repaired_path,
+    task_arithmetic,
+    ties,
+)
+
+__all__ = [
+    "METHODS",
+    "Plane",
+    "average",
+    "barrier",
+    "beneath",
+    "best_blend",
+    "blend",
+    "couples",
+    "distil",
+    "ensemble",
+    "halfway",
+    "layer_path",
+    "layer_rise",
+    "path",
+    "plane",
+    "regmean",
+    "repair",
+    "repaired_path",
+    "task_arithmetic",
+    "ties",
+    "walk",
+]

@@ -1,0 +1,70 @@
+"""Hard-concrete gates: random switches between 0 and 1, often exactly 0 or 1, that can be trained (Louizos 2018).
+
+A gate is one number, log alpha: far below 0 it is off, far above it is on. `smat` gates single weights with them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from paramarket.errors import ParameterError
+
+
+class HardConcrete(NamedTuple):
+    """The law of a gate: z = clip(s (high - low) + low, 0, 1), s = sigmoid((logit u + log alpha) / temperature).
+
+    u is uniform on [0, 1], the numbers are the usual ones (Louizos, Welling, Kingma 2018, eq. 10-12). The authors of
+    SMAT draw no u, but take 1/2: see `median`.
+    """
+
+    temperature: float = 2 / 3
+    low: float = -0.1
+    high: float = 1.1
+
+    def sample(self, log_alpha: Float[Tensor, "*gates"], generator: Generator) -> Float[Tensor, "*gates"]:
+        """Gates drawn anew; gradients flow to log alpha wherever a gate is neither 0 nor 1."""
+        u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(log_alpha)
+        return self._stretched((u.logit() + log_alpha) / self.temperature)
+
+    def median(self, log_alpha: Float[Tensor, "*gates"], temperature: float | None = None) -> Float[Tensor, "*gates"]:
+        """Gates at u = 1/2, without noise: exactly 0 up to log alpha = -temperature log 11, where none can come back.
+
+        temperature: another than the law's own; the authors train at 2/3 and evaluate at 1
+        """
+        return self._stretched(log_alpha / (self.temperature if temperature is None else temperature))
+
+    def _stretched(self, logits: Tensor) -> Tensor:
+        return (logits.sigmoid() * (self.high - self.low) + self.low).clamp(0, 1)
+
+    def nonzero(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
+        """P(z ≠ 0) = sigmoid(log alpha - temperature log(-low / high)); the sum is the expected number of open ones."""
+        return (log_alpha - self.temperature * np.log(-self.low / self.high)).sigmoid()
+
+    def one(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
+        """P(z = 1) = sigmoid(log alpha - temperature log((1 - low) / (high - 1)))."""
+        return (log_alpha - self.temperature * np.log((1 - self.low) / (self.high - 1))).sigmoid()
+
+    def mean(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
+        """E[z], the integral of P(z > t) over t from 0 to 1, by Gauss-Legendre on 32 nodes (error below 1e-6)."""
+        nodes, weights = (torch.as_tensor(each).to(log_alpha) / 2 for each in np.polynomial.legendre.leggauss(32))
+        odds = ((nodes + 0.5 - self.low) / (self.high - nodes - 0.5)).log()
+        return (log_alpha.unsqueeze(-1) - self.temperature * odds).sigmoid() @ weights
+
+
+def raised(
+    multiplier: Float[Tensor, "*experts"],
+    sparsity: Float[Tensor, "*experts"],
+    target: Float[Tensor, "..."],
+    rate: float,
+) -> Float[Tensor, "*experts"]:
+    """Lagrange multipliers after a step of dual ascent on sparsity ≥ target: up by the violation, 0 once it is met.
+
+    Restarting at 0 keeps a constraint that is met from going on to push (Gallego-Posada et al. 2022, section 4.1).
+    target: one for all, or one each
+    """
+    if not ((target >= 0) & (target < 1)).all():
+        raise ParameterError(f"target = {target.tolist()}, expected a sparsity from 0 up to, but not including, 1.")
+    return torch.where(sparsity >= target, 0.0, multiplier + rate * (target - sparsity))

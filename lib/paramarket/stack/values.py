@@ -1,0 +1,210 @@
+"""Models as values. A model is its parameters; a stack is K models side by side on one more leading axis.
+
+Two verbs live here: `forward` runs all K models at once, `mix` makes new models as weighted sums.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from paramarket.base import lent, stream
+from paramarket.errors import ShapeError, unknown
+from paramarket.stack.files import Params, card, card_of, content_hash, load, save
+from paramarket.stack.nets import is_dense, layers, mlp, residual_mlp
+
+__all__ = [
+    "Params",
+    "Stack",
+    "card",
+    "card_of",
+    "chain",
+    "check",
+    "compare",
+    "content_hash",
+    "features",
+    "flat",
+    "forward",
+    "init",
+]
+__all__ += ["join", "load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
+
+Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
+Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
+
+
+def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "cpu") -> Stack:
+    """`copies` models with different random starts, each by PyTorch's own rule for its layers.
+
+    The k-th model depends on `seed` and k alone, not on how many there are.
+    """
+    blank = copy.deepcopy(net)
+    models = [_initial(blank, stream(seed, "init", k)) for k in range(copies)]
+    return {name: tensor.to(device) for name, tensor in join(models).items()}
+
+
+def _initial(net: nn.Module, generator: torch.Generator) -> Params:
+    with lent(generator):
+        for path, module in net.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif any(True for _ in module.parameters(recurse=False)):
+                kind = type(module).__name__
+                raise ShapeError(f"cannot initialise {path or 'the net'} ({kind}): it has no reset_parameters().")
+    return {name: tensor.detach().clone() for name, tensor in _named(net)}
+
+
+def _named(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a model is: its parameters and floating buffers. Integer buffers only count, they cannot be mixed."""
+    yield from net.named_parameters()
+    yield from ((name, buffer) for name, buffer in net.named_buffers() if buffer.is_floating_point())
+
+
+def join(models: Sequence[Params]) -> Stack:
+    """Models side by side: K times `Params` -> `Stack`. Raises ShapeError naming the first key that differs."""
+    if not models:
+        raise ShapeError("nothing to join: expected one or more models, got none.")
+    for model in models[1:]:
+        compare(model, models[0], "the models to join")
+    return {name: torch.stack([model[name] for model in models]) for name in models[0]}
+
+
+def chain(stacks: Iterable[Stack]) -> Stack:
+    """All models of all stacks in one stack, one stack behind the other."""
+    stacks = list(stacks)
+    for stack in stacks[1:]:
+        compare(stack, {name: tensor[0] for name, tensor in stacks[0].items()}, "the stacks to chain", skip=1)
+    return {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+
+
+def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, skip: int = 0) -> None:
+    """ShapeError naming the first key that differs and both shapes, `given` being read from its axis `skip` on."""
+    for name in [*expected, *given]:
+        if name not in given or name not in expected:
+            side, other = ("given", expected) if name in given else ("expected", given)
+            raise ShapeError(f"{what} do not fit: {side} has {name!r} alone; {unknown('parameter', name, other)}")
+        shape, wanted = tuple(given[name].shape[skip:]), tuple(expected[name].shape)
+        if shape != wanted:
+            raise ShapeError(f"{what} do not fit: {name!r} has shape {shape}, expected {wanted}.")
+
+
+def take(stack: Stack, index: Any) -> Stack | Params:
+    """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it."""
+    return {name: tensor[index] for name, tensor in stack.items()}
+
+
+def flat(stack: Stack) -> Stack:
+    """A stack of stacks in one row: [K, J, ...] -> [K · J, ...], those of the first k first."""
+    return {name: tensor.flatten(0, 1) for name, tensor in stack.items()}
+
+
+def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
+    """J new models, each a weighted sum of K: [..., J, K] with a stack [..., K] gives a stack [..., J].
+
+    An average is a row of 1/K, a purchase (1 - w, w), a path a matrix whose rows walk from one to the other.
+    """
+    batch = weights.shape[:-2]
+    for name, tensor in stack.items():
+        if tensor.shape[: len(batch) + 1] != (*batch, weights.shape[-1]):
+            shapes = f"weights {tuple(weights.shape)} and {name!r} {tuple(tensor.shape)}"
+            raise ShapeError(f"mix needs weights [..., J, K] and a stack [..., K]: got {shapes}.")
+    return {name: _weighted(weights.to(tensor), tensor) for name, tensor in stack.items()}
+
+
+def _weighted(weights: Tensor, tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(*tensor.shape[: weights.ndim - 1], -1)
+    return (weights @ flat).reshape(*weights.shape[:-1], *tensor.shape[weights.ndim - 1 :])
+
+
+def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n classes"]:
+    """All K models at once, in eval mode: `x` is shared, [n, ...], or holds one batch per model, [K, n, ...].
+
+    An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
+    """
+    return run(net, stack, *_placed(net, stack, x), training=False)
+
+
+def run(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool) -> Tensor:
+    """`forward` without its checks, for a caller at every step: x [K, n, ...], or [n, ...] if shared.
+
+    In training mode batch statistics are used, and the running ones in the stack are updated.
+    """
+    if is_dense(net):
+        *_, (_, out) = layers(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
+        return out
+    counters = _counters(net)
+
+    def call(params: Params, x: Tensor) -> Tensor:
+        return functional_call(net, {**params, **counters}, (x,))
+
+    with _mode(net, training):
+        return vmap(call, in_dims=(0, None if shared else 0), randomness="different")(stack, x)
+
+
+def _counters(net: nn.Module) -> Params:
+    return {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+
+
+@contextmanager
+def _mode(net: nn.Module, training: bool) -> Iterator[None]:
+    modes = {module: module.training for module in net.modules()}
+    try:
+        net.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], look: Look) -> None:
+    """Run one model on x [n, ...] in eval mode, and call look(module name, what it reads, what it says) on the way.
+
+    What `look` gives back, if anything, is what the module says from then on.
+    """
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda _, read, said, name=name: look(name, read[0], said))
+        for name in modules
+    ]
+    try:
+        with _mode(net, training=False):
+            functional_call(net, {**params, **_counters(net)}, (x.to(next(iter(params.values()))),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
+    """What every layer of an MLP says: {layer name: [K, n, units]}, in order, the last being the logits."""
+    if not is_dense(net):
+        raise ShapeError(
+            f"features needs a Sequential of Flatten, Linear, Residual and activations, got {type(net).__name__}."
+        )
+    return dict(layers(net, stack, *_placed(net, stack, x)))
+
+
+def check(net: nn.Module, stack: Stack) -> int:
+    """The number of models in a stack; ShapeError, naming the key, if it is no stack of this net's models."""
+    compare(stack, dict(_named(net)), "the stack and the net", skip=1)
+    copies = {len(tensor) for tensor in stack.values()}
+    if len(copies) != 1:
+        raise ShapeError(f"a stack holds the same number of models under every name, got {sorted(copies)}.")
+    return copies.pop()
+
+
+def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
+    """Check that net, stack and examples fit; x on the stack's device, and whether all models share it."""
+    copies = {check(net, stack)}
+    shape, shared = tuple(x.shape), x.ndim in (2, 4)
+    if not 2 <= x.ndim <= 5:
+        raise ShapeError(
+            f"x has shape {shape}, expected [n, features], [n, channels, height, width] or those per model."
+        )
+    if not shared and len(x) not in copies:
+        raise ShapeError(f"x has shape {shape}: one batch per model needs a first axis of {copies.pop()} models.")
+    return x.to(next(iter(stack.values()))), shared

@@ -1,0 +1,47 @@
+"""Checks of a learner's own code, by notebook, and copies of the notebooks without their solutions."""
+
+from paramarket.teach.checks_late import (
+    check_best_share,
+    check_better_bid,
+    check_mixed_alpha,
+    check_open_chance,
+    check_pays_after,
+    check_rounds_to,
+    check_specialist,
+    check_split_cents,
+    fresh,
+    tell,
+)
+from paramarket.teach.student import (
+    check_average,
+    check_cka,
+    check_copy_barriers,
+    check_fool,
+    check_match_layer,
+    check_merge_method,
+    check_same_mistake,
+    check_swap_units,
+    student_copy,
+)
+
+__all__ = [
+    "check_average",
+    "check_best_share",
+    "check_better_bid",
+    "check_cka",
+    "check_copy_barriers",
+    "check_fool",
+    "check_match_layer",
+    "check_merge_method",
+    "check_mixed_alpha",
+    "check_open_chance",
+    "check_pays_after",
+    "check_rounds_to",
+    "check_same_mistake",
+    "check_specialist",
+    "check_split_cents",
+    "check_swap_units",
+    "fresh",
+    "student_copy",
+    "tell",
+]

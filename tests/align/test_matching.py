@@ -1,0 +1,257 @@
+from itertools import pairwise, permutations, product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from orders import equal, shuffle
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from paramarket import align, stack
+from paramarket.align import PermutationSpec, inner_product, match_many, permutation_spec, permute, weight_matching
+from paramarket.base import stream
+from paramarket.errors import ShapeError, WeightsError
+
+MATCHERS = ("weight_matching", "activation_matching")
+
+
+class Residual(nn.Module):
+    """A narrow residual net: what is added shares one order, and the shortcut leads to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.inner, self.outer = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.wide, self.shortcut = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        x = x + self.outer(self.inner(x.relu()).relu())
+        return self.head((self.wide(x.relu()) + self.shortcut(x)).mean((2, 3)))
+
+
+def conv(*norm):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), *norm, nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+    )
+
+
+NETS = {
+    "mlp": lambda: stack.mlp(64, [16, 12], 5),
+    "conv": conv,
+    "BatchNorm": lambda: conv(nn.BatchNorm2d(8)),
+    "GroupNorm": lambda: conv(nn.GroupNorm(4, 8)),
+    "GroupNorm 1": lambda: conv(nn.GroupNorm(1, 8)),
+    "residual": Residual,
+    "a layer used twice": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5), *[nn.Tanh(), nn.Linear(5, 5)] * 2),
+}  # fmt: skip
+every_net = pytest.mark.parametrize("name", NETS)
+
+
+def images(count):
+    return torch.randn(count, 1, 8, 8, generator=stream(0, "images"))
+
+
+def random(net, copies, *purpose):
+    """Normal weights, each layer's outputs as large as its inputs; vectors anything positive."""
+    models = []
+    for k in range(copies):
+        params, generator = {}, stream(0, k, *purpose)
+        for name, tensor in stack.take(stack.init(net, 1, seed=0), 0).items():
+            scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.3
+            values = scale * torch.randn(tensor.shape, generator=generator)
+            params[name] = values if tensor.ndim > 1 else values.abs() + 0.1
+        models.append(params)
+    return models
+
+
+def setting(name, copies=2):
+    net = NETS[name]()
+    return net, permutation_spec(net, images(2)), random(net, copies, name)
+
+
+def how(matcher, net):
+    return {} if matcher == "weight_matching" else {"net": net, "x": images(200)}
+
+
+@pytest.mark.parametrize("case", range(20))
+@pytest.mark.parametrize("width", [8, 16, 64, 256])
+def test_a_planted_order_of_an_mlp_is_found_exactly(width, case):
+    net = stack.mlp(10, [width] * (1 + case % 8), 4)
+    (model,), spec = random(net, 1, width, case), permutation_spec(net, torch.zeros(1, 10))
+    planted = shuffle(spec, model, case)
+    assert equal(weight_matching(spec, permute(spec, planted, model), model, seed=case), planted)
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@every_net
+def test_a_planted_order_of_any_net_is_found_exactly(name, matcher):
+    net, spec, (model,) = setting(name, copies=1)
+    for k in range(5):
+        planted = shuffle(spec, model, k)
+        found = getattr(align, matcher)(spec, permute(spec, planted, model), model, **how(matcher, net))
+        assert equal(found, planted)
+
+
+@pytest.mark.parametrize("depth", [1, 4, 8])
+def test_a_planted_order_is_found_by_what_units_say(depth):
+    layers = [nn.Tanh() if isinstance(layer, nn.ReLU) else layer for layer in stack.mlp(64, [32] * depth, 5)]
+    net, x = nn.Sequential(*layers), images(300)  # a ReLU that never fires could stand anywhere
+    (model,), spec = random(net, 1, depth), permutation_spec(net, x)
+    planted = shuffle(spec, model, depth)
+    assert equal(align.activation_matching(spec, permute(spec, planted, model), model, net=net, x=x), planted)
+
+
+@every_net
+def test_matching_never_loses_by_another_sweep_and_gives_orders_that_the_spec_allows(name):
+    _, spec, (target, source) = setting(name)
+    orders = [weight_matching(spec, target, source, sweeps=sweeps) for sweeps in (0, 1, 2, 3, 100)]
+    values = [inner_product(target, permute(spec, order, source)) for order in orders]
+    assert all(after >= before - 1e-6 * abs(before) for before, after in pairwise(values))
+    for label, order in orders[-1].items():
+        assert order.sort().values.tolist() == list(range(len(order)))
+        groups = order.view(spec.groups.get(label, 1), -1) // (len(order) // spec.groups.get(label, 1))
+        assert (groups == groups[:, :1]).all()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 2))
+def test_no_other_order_of_one_layer_is_better(seed, depth):
+    """All 24 orders of each layer of four units; with a single hidden layer that is all there is."""
+    net = stack.mlp(3, [4] * depth, 2)
+    (target, source), spec = random(net, 2, seed), permutation_spec(net, torch.zeros(1, 3))
+    found = weight_matching(spec, target, source, seed=seed)
+    best = inner_product(target, permute(spec, found, source))
+    for label, order in product(found, permutations(range(4))):
+        other = {**found, label: torch.tensor(order)}
+        assert inner_product(target, permute(spec, other, source)) <= best + 1e-5
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "BatchNorm", "GroupNorm 1", "residual"])
+def test_no_assignment_of_one_layer_improves_what_was_found(name):
+    _, spec, (target, source) = setting(name)
+    found = weight_matching(spec, target, source)
+    for label, order in found.items():
+        gain = align.weight_products(spec, label, target, source, found).double().numpy()
+        rows, columns = linear_sum_assignment(gain, maximize=True)
+        assert gain[rows, columns].sum() <= gain[rows, order.numpy()].sum() + 1e-5 * abs(gain).max() * len(gain)
+
+
+def test_the_order_in_which_a_spec_lists_its_parameters_does_not_matter():
+    net = nn.Sequential(*[nn.Linear(16, 16, bias=False) for _ in range(5)])
+    (model,), spec = random(net, 1, "order"), permutation_spec(net, torch.zeros(1, 16))
+    planted = shuffle(spec, model)
+    for names in (["4.weight", "3.weight", "2.weight", "1.weight", "0.weight"],
+                  ["2.weight", "0.weight", "1.weight", "3.weight", "4.weight"]):  # fmt: skip
+        mixed = PermutationSpec({name: spec.axes[name] for name in names})
+        assert equal(weight_matching(mixed, permute(spec, planted, model), model), planted)
+
+
+def test_products_are_those_of_the_formula():
+    """M_l = W_l^A P_{l-1} W_l^B' + W_{l+1}^A' P_{l+1} W_{l+1}^B + b_l^A b_l^B', with permutations as matrices."""
+    net = stack.mlp(3, [4, 5, 6], 2)
+    (a, b), spec = random(net, 2, "formula"), permutation_spec(net, torch.zeros(1, 3))
+    p = shuffle(spec, b)
+    matrix = {label: torch.eye(len(order))[order] for label, order in p.items()}
+    below = a["3.weight"] @ matrix["1"] @ b["3.weight"].T
+    above = a["5.weight"].T @ matrix["5"] @ b["5.weight"]
+    bias = torch.outer(a["3.bias"], b["3.bias"])
+    assert torch.allclose(align.weight_products(spec, "3", a, b, p), below + above + bias, atol=1e-6)
+    first = a["1.weight"] @ b["1.weight"].T + torch.outer(a["1.bias"], b["1.bias"])
+    first = first + a["3.weight"].T @ matrix["3"] @ b["3.weight"]
+    assert torch.allclose(align.weight_products(spec, "1", a, b, p), first, atol=1e-6)
+
+
+def test_running_statistics_do_not_count():
+    _, spec, (target, source) = setting("BatchNorm")
+    other = {name: 100 * tensor if "running" in name else tensor for name, tensor in source.items()}
+    assert inner_product(target, other) == inner_product(target, source)
+    assert equal(weight_matching(spec, target, other), weight_matching(spec, target, source))
+
+
+@given(st.integers(0, 2**31))
+def test_a_grouped_assignment_is_the_best_of_all_that_keep_groups(seed):
+    gain = torch.randn(4, 4, generator=stream(seed, "gain"))
+    allowed = [order for order in permutations(range(4)) if {*order[:2]} in ({0, 1}, {2, 3})]
+    value = {order: gain[torch.arange(4), list(order)].sum().item() for order in allowed}
+    assert tuple(align.matching._assign(gain, 2).tolist()) == max(value, key=value.get)
+
+
+@every_net
+def test_the_same_seed_finds_the_same_order_and_nothing_is_changed(name):
+    _, spec, (target, source) = setting(name)
+    before = [{key: tensor.clone() for key, tensor in model.items()} for model in (target, source)]
+    assert equal(weight_matching(spec, target, source, seed=3), weight_matching(spec, target, source, seed=3))
+    assert equal(target, before[0])
+    assert equal(source, before[1])
+
+
+def matched(net, spec, models, matcher):
+    orders = match_many(spec, stack.join(models), getattr(align, matcher), **how(matcher, net))
+    return orders, [permute(spec, order, model) for order, model in zip(orders, models, strict=True)]
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("copies", [2, 3, 5])
+@pytest.mark.parametrize("name", ["mlp", "conv", "GroupNorm", "residual"])
+def test_permuted_copies_of_one_model_all_come_back_equal(name, copies, matcher):
+    net, spec, (model,) = setting(name, copies=1)
+    many = [permute(spec, shuffle(spec, model, k), model) for k in range(copies)]
+    _, moved = matched(net, spec, many, matcher)
+    assert all(equal(each, many[0]) for each in moved)
+
+
+def dispersion(models):
+    """The sum of squared distances to the mean; running statistics are not matched."""
+    tensors = [t for name, t in stack.join(models).items() if "running" not in name]
+    return sum((tensor - tensor.mean(dim=0)).square().sum().item() for tensor in tensors)
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("copies", [2, 3, 5])
+@every_net
+def test_matching_many_brings_them_together_in_the_order_of_the_first(name, copies, matcher):
+    net, spec, models = setting(name, copies)
+    orders, moved = matched(net, spec, models, matcher)
+    assert equal(orders[0], align.identity(spec, models[0]))
+    assert dispersion(moved) <= dispersion(models) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["mlp", "GroupNorm"])
+def test_reordering_permutes_by_what_was_matched(name):
+    net, spec, models = setting(name, 3)
+    for matcher in MATCHERS:
+        _, moved = matched(net, spec, models, matcher)
+        match, settings = getattr(align, matcher), how(matcher, net)
+        assert equal(align.reorder_many(spec, stack.join(models), match, **settings), stack.join(moved))
+        order = match(spec, *models[:2], **settings)
+        assert equal(align.reorder(spec, *models[:2], match, **settings), permute(spec, order, models[1]))
+
+
+def test_one_model_is_not_enough_to_match():
+    _, spec, models = setting("mlp", copies=1)
+    with pytest.raises(ShapeError, match="matching needs two or more models, got 1"):
+        match_many(spec, stack.join(models))
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_models_that_cannot_be_compared_are_refused(matcher):
+    net, spec, (target, source) = setting("mlp")
+    match, settings = getattr(align, matcher), how(matcher, net)
+    (wide,) = random(stack.mlp(64, [16, 13], 5), 1)
+    with pytest.raises(ShapeError, match=r"'3\.weight' has shape \(13, 16\), expected \(12, 16\)"):
+        match(spec, target, wide, **settings)
+    with pytest.raises(ShapeError, match=r"'5\.bias'"):
+        match(spec, target, {name: source[name] for name in source if name != "5.bias"}, **settings)
+    bad = {**source, "3.bias": source["3.bias"] * float("nan")}
+    with pytest.raises(WeightsError, match=r"the source's '3\.bias' holds values that are NaN or infinite"):
+        match(spec, target, bad, **settings)
+    with pytest.raises(WeightsError, match=r"the target's '3\.bias' holds values that are NaN or infinite"):
+        match(spec, bad, target, **settings)
+
+
+def test_each_model_is_put_in_its_partners_order():
+    _, spec, models = setting("mlp", copies=3)
+    moved = [permute(spec, shuffle(spec, one, k), one) for k, one in enumerate(models)]
+    assert equal(align.reorder_each(spec, stack.join(models), stack.join(moved)), stack.join(models))

@@ -1,0 +1,333 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from orders import equal, shuffle
+from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from paramarket import align, market, stack, train
+from paramarket.base import interval
+from paramarket.data import Split
+from paramarket.errors import ParameterError
+from paramarket.stack import Residual
+
+NETS = {
+    "MLP": lambda: stack.mlp(64, [12, 8], 10),
+    "residual MLP": lambda: stack.residual_mlp(64, 8, 2, 10),
+    "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8, bias=False), nn.ReLU(), nn.Linear(8, 10)),
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)
+    ),
+    "no hidden layer": lambda: stack.mlp(64, [], 10),
+    "ReLU first": lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10)),
+    "block first": lambda: nn.Sequential(nn.Flatten(), Residual(64), nn.Linear(64, 10)),
+}
+SMALL = stack.mlp(6, [5], 3)
+every_net = pytest.mark.parametrize("name", NETS)
+seeds = st.integers(0, 10**6)
+
+
+@pytest.fixture(scope="module")
+def split(digits):
+    return Split(digits.quote.x[:60], digits.quote.y[:60])
+
+
+def lines(net, buyers, sellers, seed=0):
+    """Lineups of models that know nothing of each other."""
+    models = stack.init(net, buyers * (1 + sellers), seed)
+    return {name: tensor.unflatten(0, (buyers, 1 + sellers)) for name, tensor in models.items()}
+
+
+def drawn(seed, n=30, shape=(6,), classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    return Split(torch.randn(n, *shape, generator=generator), torch.randint(0, classes, (n,), generator=generator))
+
+
+def deal(seed, sellers=1, shares=(0.25, 0.5, 0.9), parts="whole"):
+    """Three small lineups, the mixtures to try, and examples."""
+    models = lines(SMALL, 3, sellers, seed)
+    return models, market.mixtures(shares, market.layer_count(models), sellers, parts), drawn(seed)
+
+
+def alone(net, params, split):
+    """Loss and hit of one model on every example, by itself."""
+    logits = stack.forward(net, stack.join([params]), split.x)[0]
+    return cross_entropy(logits, split.y, reduction="none"), logits.argmax(dim=1) == split.y
+
+
+# What is tried
+
+
+@given(
+    st.lists(st.floats(0, 1), max_size=5),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(market.PARTS),
+)
+def test_every_mixture_is_whole_and_the_first_is_no_purchase(shares, layers, sellers, parts):
+    weights = market.mixtures(shares, layers, sellers, parts)
+    groups = {1: 1, 2: 3, 3: 7}[sellers]
+    assert len(weights) == 1 + len(shares) * groups * (1 + layers if parts == "layers" else 1)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(len(weights), layers))
+    assert (weights[0] == torch.tensor([1.0] + [0.0] * sellers)).all()
+    assert (weights >= 0).all()
+    for row in weights.flatten(0, 1):
+        assert len(row[1:][row[1:] > 0].unique()) <= 1  # sellers in equal parts
+
+
+def test_every_group_of_three_sellers_gets_every_share():
+    weights = market.mixtures([0.3, 0.6], 1, 3)[1:, 0]
+    groups = [g for size in (1, 2, 3) for g in itertools.combinations((1, 2, 3), size)]
+    assert [
+        (tuple((row[1:] > 0).nonzero().flatten().add(1).tolist()), round(1 - row[0].item(), 6)) for row in weights
+    ] == [(group, share) for group in groups for share in (0.3, 0.6)]
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(ParameterError, match=r"unknown parts 'layer'\. Did you mean 'layers'\?"):
+        market.mixtures([0.5], 2, parts="layer")
+
+
+@pytest.mark.parametrize("name", ["MLP", "residual MLP", "convolutions"])
+def test_a_mixture_of_one_layer_changes_only_that_layer(name):
+    net = NETS[name]()
+    models, layers = lines(net, 2, 1), list(dict.fromkeys(key.rpartition(".")[0] for key in lines(net, 1, 1)))
+    assert market.layer_count(models) == len(layers)
+    weights = market.mixtures([0.4], len(layers), parts="layers")
+    made = market.mixed(models, weights.expand(2, -1, -1, -1))
+    for c, layer in enumerate(layers, start=2):  # 0 is no purchase, 1 the whole net
+        for key, tensor in made.items():
+            own, other = models[key][:, 0], models[key][:, 1]
+            if key.startswith(f"{layer}."):
+                assert torch.allclose(tensor[:, c], 0.6 * own + 0.4 * other, atol=1e-6)
+            else:
+                assert torch.equal(tensor[:, c], own)
+
+
+@pytest.mark.parametrize("block", [1, 700, 2**19])
+@every_net
+def test_all_mixtures_at_once_are_each_mixture_by_itself(name, block, split):
+    net = NETS[name]()
+    models = lines(net, 3, 2)
+    weights = market.mixtures([0.2, 0.7], market.layer_count(models), 2, "layers")
+    few = Split(split.x[:20], split.y[:20])
+    loss, hit = market.tried(net, models, weights, few, block)
+    made = market.mixed(models, weights.expand(3, -1, -1, -1))
+    for q, c in itertools.product(range(3), range(len(weights))):
+        own_loss, own_hit = alone(net, stack.take(made, (q, c)), few)
+        assert torch.allclose(loss[q, c], own_loss, atol=1e-5)
+        assert torch.equal(hit[q, c], own_hit)
+
+
+# Lineups
+
+
+# Weights of residual blocks are matched from where they stand, because no start is best there: not for any order.
+ORDERLESS = [(name, match) for name in NETS for match in ("weights", "activations")]
+ORDERLESS.remove(("residual MLP", "weights"))
+
+
+@pytest.mark.parametrize(("name", "match"), ORDERLESS)
+def test_the_order_of_a_sellers_units_changes_no_mixture(name, match, split):
+    net = NETS[name]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=1)
+    other = stack.take(models, 1)
+    swapped = stack.join([stack.take(models, 0), align.permute(spec, shuffle(spec, other, name), other)])
+    assert equal(models, swapped) == (not align.sizes(spec, other))
+    weights = market.mixtures([0.25, 0.5, 0.75], market.layer_count(models))
+    losses = [
+        market.tried(net, market.lineup(net, spec, both, [0], [[1]], match, split.x), weights, split)[0]
+        for both in (models, swapped)
+    ]
+    assert torch.allclose(*losses, atol=1e-4)
+
+
+def test_without_a_match_the_models_stay_as_they_are(split):
+    net = NETS["MLP"]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    rows = market.lineup(net, spec, models, [2, 0], [[0, 1], [1, 2]], "none", split.x)
+    assert equal(rows, stack.take(models, torch.tensor([[2, 0, 1], [0, 1, 2]])))
+
+
+@pytest.mark.parametrize("match", ["weights", "activations"])
+def test_a_pair_is_matched_once_and_the_way_back_is_the_inverse(match, split, monkeypatch):
+    net, asked = NETS["MLP"](), []
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    matcher = getattr(align, f"{match[:-1]}_matching")
+
+    def counted(*args, **more):
+        asked.append(matcher(*args, **more))
+        return asked[-1]
+
+    monkeypatch.setattr(align, matcher.__name__, counted)
+    rows = market.lineup(net, spec, models, [0, 1, 2], [[1, 2], [0, 2], [0, 1]], match, split.x)
+    assert len(asked) == 3
+    for p, (one, other) in zip(asked, [(0, 1), (0, 2), (1, 2)], strict=True):
+        there = stack.take(rows, (one, 1 + [k for k in range(3) if k != one].index(other)))
+        back = stack.take(rows, (other, 1 + [k for k in range(3) if k != other].index(one)))
+        assert equal(there, align.permute(spec, p, stack.take(models, other)))
+        assert equal(back, align.permute(spec, align.inverse(p), stack.take(models, one)))
+
+
+def test_an_unknown_match_is_refused(split):
+    net = NETS["MLP"]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=0)
+    with pytest.raises(ParameterError, match=r"unknown match 'weight'\. Did you mean 'weights'\?"):
+        market.lineup(net, spec, models, [0], [[1]], "weight", split.x)
+
+
+# Quotes
+
+
+@given(seeds, st.integers(1, 3), st.sampled_from(market.PARTS))
+def test_a_quote_is_the_mixture_with_the_lowest_loss_and_never_a_harm(seed, sellers, parts):
+    models, weights, split = deal(seed, sellers, parts=parts)
+    found = market.quote(SMALL, models, weights, split)
+    assert (found.gain_nats >= 0).all()
+    assert torch.equal(found.choice, found.losses.argmin(dim=1))
+    for q, c in enumerate(found.choice.tolist()):
+        assert torch.equal(found.weights[q], weights[c])
+        got, had = (alone(SMALL, each, split) for each in (stack.take(found.models, q), stack.take(models, (q, 0))))
+        assert found.losses[q, c].item() == pytest.approx(got[0].mean().item(), abs=1e-5)
+        assert found.gain_nats[q].item() == pytest.approx((had[0].mean() - got[0].mean()).item(), abs=1e-5)
+        points = 100 * (got[1].float().mean() - had[1].float().mean())
+        assert found.gain_points[q].item() == pytest.approx(points.item(), abs=1e-3)
+        assert found.gain_relative[q].item() == pytest.approx(1 - (got[0].mean() / had[0].mean()).item(), abs=1e-5)
+
+
+@given(seeds)
+def test_more_sellers_are_never_a_worse_quote(seed):
+    models, weights, split = deal(seed, sellers=3)
+    best = market.quote(SMALL, models, weights, split).losses.amin(dim=1)
+    for seller in (1, 2, 3):
+        one = stack.take(models, (slice(None), [0, seller]))
+        pair = market.quote(SMALL, one, market.mixtures((0.25, 0.5, 0.9), 2), split).losses.amin(dim=1)
+        assert (best <= pair + 1e-6).all()
+
+
+@pytest.mark.parametrize("match", market.MATCHES)
+@every_net
+def test_a_seller_equal_to_the_buyer_brings_nothing(name, match, split):
+    net = NETS[name]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.take(stack.init(net, 1, seed=0), [0, 0])
+    both = market.lineup(net, spec, models, [0], [[1]], match, split.x)
+    weights = market.mixtures([0.0, 0.3, 0.5, 1.0], market.layer_count(both))
+    found = market.quote(net, both, weights, split)
+    assert 0 <= found.gain_nats.item() < 1e-5
+    assert found.gain_points.item() == 0
+    assert found.losses[0, [1, 4]].tolist() == pytest.approx([found.losses[0, 0].item()] * 2, abs=1e-6)
+
+
+@given(seeds)
+def test_a_share_of_nothing_gains_exactly_nothing(seed):
+    models, weights, split = deal(seed, shares=(0.0,))
+    found = market.quote(SMALL, models, weights, split)
+    assert found.choice.tolist() == [0] * 3
+    assert found.gain_nats.tolist() == found.gain_points.tolist() == found.gain_relative.tolist() == [0] * 3
+    assert equal(found.models, stack.take(models, (slice(None), 0)))
+
+
+@given(seeds, st.sampled_from([0.0, 2.0, 10.0, 30.0]), st.sampled_from([[0], [1, 2], [0, 1, 2]]))
+def test_no_purchase_costs_more_on_known_classes_than_the_guard_allows(seed, bound, classes):
+    models, weights, split = deal(seed)
+    own = torch.zeros(3, 3, dtype=torch.bool)
+    own[:, classes] = True
+    found = market.quote(SMALL, models, weights, split, own, bound)
+    at_home = torch.isin(split.y, torch.tensor(classes))
+    for q in range(3):
+        before = alone(SMALL, stack.take(models, (q, 0)), split)[1][at_home]
+        after = alone(SMALL, stack.take(found.models, q), split)[1][at_home]
+        if len(before):
+            assert 100 * (before.float().mean() - after.float().mean()) <= bound + 1e-3
+    assert (found.gain_nats >= 0).all()
+    free = market.quote(SMALL, models, weights, split)
+    assert torch.equal(market.quote(SMALL, models, weights, split, own, 100.0).choice, free.choice)
+
+
+def test_the_guard_keeps_a_buyer_from_unlearning_what_it_knows():
+    """The buyer always says 0, the seller always 1, by as much; nine of ten examples are a 1."""
+    net = nn.Sequential(nn.Linear(1, 2))
+    models = {"0.weight": torch.zeros(1, 2, 2, 1), "0.bias": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])}
+    split = Split(torch.zeros(10, 1), torch.tensor([0] + [1] * 9))
+    weights, own = market.mixtures([0.2, 0.4, 0.8], 1), torch.tensor([[True, False]])
+    assert market.quote(net, models, weights, split, own, 100.0).choice.item() == 3
+    assert market.quote(net, models, weights, split, own, 99.0).choice.item() == 2
+    held = market.quote(net, models, weights, split, own, 0.0)
+    assert held.gain_points.item() == 0
+    assert held.weights.flatten().tolist() == pytest.approx([0.6, 0.4])
+    logits = torch.tensor([0.6 * 2, 0.4 * 2]).expand(10, 2)
+    assert held.losses[0, 2].item() == pytest.approx(cross_entropy(logits, split.y).item(), abs=1e-6)
+
+
+def test_the_best_share_of_unbiased_regressions_weighs_by_precision():
+    """MSE ((1 - w) b + w s) is least at w = V_b / (V_b + V_s), where it is V_b V_s / (V_b + V_s)."""
+    generator, errors, spreads = torch.Generator().manual_seed(0), [], []
+    for examples in (20, 50):
+        x = torch.randn(examples, 5, generator=generator, dtype=torch.float64)
+        noise = torch.randn(20_000, examples, generator=generator, dtype=torch.float64)
+        errors.append(noise @ torch.linalg.pinv(x).mT)
+        spreads.append(torch.linalg.inv(x.mT @ x).trace().item())
+    models = {"0.weight": torch.stack(errors, dim=1).unsqueeze(2)}  # a repeat is a lineup
+    weights = market.mixtures([k / 200 for k in range(1, 201)], 1)
+    mse = market.mixed(models, weights.expand(20_000, -1, -1, -1))["0.weight"].square().sum(dim=(2, 3)).mean(dim=0)
+    buyer, seller = spreads
+    assert 1 - weights[mse.argmin(), 0, 0].item() == pytest.approx(buyer / (buyer + seller), abs=0.02)
+    assert mse.min().item() == pytest.approx(buyer * seller / (buyer + seller), rel=0.02)
+    assert mse[0].item() / mse.min().item() == pytest.approx(1 + buyer / seller, rel=0.03)
+
+
+# Audits
+
+
+def test_an_audit_says_what_a_plain_evaluation_says(digits):
+    net = NETS["MLP"]()
+    before, after = (stack.init(net, 3, seed=seed) for seed in (0, 1))
+    after = train.fit(net, after, digits.train, steps=30).stack
+    some = digits.audit.y != 4
+    split = Split(digits.audit.x[some], digits.audit.y[some])
+    found = market.audit(net, before, after, split)
+    was, becomes = (train.evaluate(net, models, split) for models in (before, after))
+    assert np.allclose(found.gain_points.mean, 100 * (becomes.accuracy - was.accuracy), atol=1e-3)
+    assert np.allclose(found.gain_nats.mean, was.loss - becomes.loss, atol=1e-5)
+    assert np.allclose(found.gain_relative.mean, 1 - becomes.loss / was.loss, atol=1e-5)
+    assert found.class_points[:, 4].isnan().all()
+    others = [k for k in range(10) if k != 4]
+    by_class = 100 * (becomes.class_accuracy - was.class_accuracy)[:, others]
+    assert torch.allclose(found.class_points[:, others], by_class, atol=1e-3)
+    shares = one_hot(split.y, 10).float().mean(dim=0)[others]
+    assert np.allclose(found.class_points[:, others] @ shares, found.gain_points.mean, atol=1e-3)
+
+
+def test_the_intervals_of_an_audit_are_over_its_examples(digits):
+    net = NETS["MLP"]()
+    before, after = (stack.init(net, 2, seed=seed) for seed in (0, 1))
+    found = market.audit(net, before, after, digits.audit)
+    for k in range(2):
+        (was, wrong), (becomes, right) = (alone(net, stack.take(m, k), digits.audit) for m in (before, after))
+        nats, points = interval(was - becomes, "examples"), interval(100 * (right.float() - wrong.float()), "examples")
+        assert np.allclose([part[k] for part in found.gain_nats], nats, atol=1e-5)
+        assert np.allclose([part[k] for part in found.gain_points], points, atol=1e-3)
+        assert np.allclose([part[k] for part in found.gain_relative], np.array(nats) / was.mean().item(), atol=1e-5)
+
+
+def test_sixteen_times_the_examples_narrow_an_interval_to_a_quarter(digits):
+    net = NETS["MLP"]()
+    before, after = (stack.init(net, 2, seed=seed) for seed in (0, 1))
+    many = Split(digits.audit.x.repeat(16, 1, 1, 1), digits.audit.y.repeat(16))
+    few, more = (market.audit(net, before, after, split) for split in (digits.audit, many))
+    for name in ("gain_points", "gain_nats", "gain_relative"):
+        wide, narrow = (getattr(of, name).high - getattr(of, name).low for of in (few, more))
+        assert np.allclose(narrow / wide, 0.25, atol=0.03)
+        assert np.allclose(getattr(few, name).mean, getattr(more, name).mean, atol=1e-4)
+
+
+def test_an_audit_of_no_change_is_exactly_nothing(digits):
+    net = NETS["MLP"]()
+    models = stack.init(net, 2, seed=0)
+    found = market.audit(net, models, models, digits.audit)
+    assert all((np.array(part) == 0).all() for part in found[:3])
+    assert not found.class_points.any()

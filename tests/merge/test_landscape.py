@@ -1,0 +1,265 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramarket import align, merge, stack, train
+from paramarket.base import stream
+from paramarket.data import Split
+from paramarket.errors import ParameterError, ShapeError
+from paramarket.merge import barrier, layer_path, path, plane
+
+FLOATS = st.floats(width=32, allow_nan=False)  # infinite ones as well
+LOSSES = st.lists(st.floats(0, 100, width=32), min_size=2, max_size=9).map(torch.tensor)
+REFERENCES = pytest.mark.parametrize("reference", ["chord", "ends"])
+
+
+def some(copies, *purpose):
+    """Models of an MLP with weights far from small."""
+    shapes = {"1.weight": (4, 3), "1.bias": (4,), "3.weight": (2, 4), "3.bias": (2,)}
+    generator = stream(0, *purpose)
+    return [{n: 3 * torch.randn(shape, generator=generator) for n, shape in shapes.items()} for _ in range(copies)]
+
+
+def flat(params):
+    return torch.cat([tensor.flatten().double() for tensor in params.values()])
+
+
+def curve(line, points):
+    return torch.tensor([line(t) for t in torch.linspace(0, 1, points).tolist()])
+
+
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=6), st.integers(2, 7))
+def test_a_path_starts_and_ends_at_its_ends(pairs, points):
+    a, b = ({"w": torch.tensor(side)} for side in zip(*pairs, strict=True))
+    line = path(a, b, points)
+    assert len(line["w"]) == points
+    for given_end, found in ((a["w"], line["w"][0]), (b["w"], line["w"][-1])):
+        assert torch.equal(found.view(torch.int32), given_end.view(torch.int32))  # the bits, for -0 equals 0
+
+
+@given(st.integers(2, 9))
+def test_a_path_walks_in_equal_steps(points):
+    a, b = some(2, "path")
+    line = path(a, b, points)
+    for k in range(points):
+        t = k / (points - 1)
+        assert torch.allclose(flat(stack.take(line, k)), (1 - t) * flat(a) + t * flat(b), atol=1e-5)
+
+
+def test_the_middle_of_a_path_is_the_mean():
+    a, b = some(2, "middle")
+    middle = stack.take(path(a, b, 5), 2)
+    assert all(torch.allclose(middle[name], (a[name] + b[name]) / 2, atol=1e-6) for name in a)
+
+
+@pytest.mark.parametrize("points", [1, 0, -3])
+def test_a_path_without_both_ends_is_refused(points):
+    a, b = some(2, "short")
+    with pytest.raises(ParameterError, match=f"points = {points}, expected two or more"):
+        path(a, b, points)
+    with pytest.raises(ParameterError, match=f"points = {points}, expected two or more"):
+        layer_path(a, b, ["1.bias"], points)
+
+
+def test_a_path_between_different_nets_is_refused():
+    (a,) = some(1, "fit")
+    with pytest.raises(ShapeError, match=r"'1\.bias' has shape \(5,\), expected \(4,\)"):
+        path(a, {**a, "1.bias": torch.zeros(5)}, 3)
+
+
+@given(st.sets(st.sampled_from(["1.weight", "1.bias", "3.weight", "3.bias"])))
+def test_a_layer_path_moves_the_named_parameters_alone(names):
+    a, b = some(2, "layers")
+    line, whole = layer_path(a, b, sorted(names), 4), path(a, b, 4)
+    for name in a:
+        still = a[name].expand(4, *a[name].shape)
+        assert torch.equal(line[name], whole[name]) if name in names else torch.allclose(line[name], still, atol=1e-6)
+    assert all(torch.equal(line[name][-1], (b if name in names else a)[name]) for name in a)
+
+
+def test_a_layer_that_does_not_exist_is_named():
+    a, b = some(2, "layers")
+    with pytest.raises(ShapeError, match=r"unknown parameter '1\.wieght'. Did you mean '1\.weight'\?"):
+        layer_path(a, b, ["1.wieght"], 3)
+
+
+def test_barriers_of_hand_made_curves():
+    assert barrier(torch.tensor([1.0, 4.0, 3.0])).item() == 2  # the chord is 2 in the middle
+    assert barrier(torch.tensor([1.0, 4.0, 3.0]), "ends").item() == 2
+    assert barrier(torch.tensor([1.0, 2.0, 3.0])).item() == 0
+    assert barrier(torch.tensor([1.0, 2.0, 3.0]), "ends").item() == 1  # unequal ends are a barrier already
+    assert barrier(torch.tensor([0.0, 0.0, 3.0, 0.0, 4.0])).item() == 1
+    assert barrier(torch.tensor([0.0, 3.0, 0.0, 0.0, 4.0])).item() == 2
+    assert barrier(torch.tensor([3.0, 0.0, 3.0])).item() == 0
+
+
+@given(LOSSES)
+def test_no_barrier_is_negative_and_a_flat_curve_has_none(losses):
+    assert barrier(losses) >= 0
+    assert barrier(losses, "ends") >= -1e-5
+    level = losses[:1].expand(5)
+    assert barrier(level).item() == pytest.approx(0, abs=1e-4)
+    assert barrier(level, "ends").item() == 0
+
+
+@given(LOSSES, st.floats(-50, 50), st.floats(-50, 50))
+def test_a_slope_changes_no_barrier_above_the_chord(losses, slope, offset):
+    tilted = losses + curve(lambda t: offset + slope * t, len(losses))
+    assert barrier(tilted).item() == pytest.approx(barrier(losses).item(), abs=1e-3)
+
+
+@given(st.floats(0, 50), st.floats(-5, 5), st.integers(2, 30))
+def test_a_convex_curve_has_no_barrier_above_the_chord(scale, lowest, points):
+    assert barrier(curve(lambda t: scale * (t - lowest) ** 2, points)).item() == pytest.approx(0, abs=1e-2)
+    assert barrier(curve(lambda t: math.exp(lowest * t), points)).item() == pytest.approx(0, abs=1e-3)
+
+
+@REFERENCES
+def test_barriers_of_many_paths_are_those_of_each(reference):
+    losses = torch.rand(2, 3, 7, generator=stream(0, "losses"))
+    found = barrier(losses, reference)
+    assert found.shape == (2, 3)
+    assert all(found[j, k] == barrier(losses[j, k], reference) for j in range(2) for k in range(3))
+
+
+def test_an_unknown_reference_is_refused():
+    with pytest.raises(ParameterError, match=r"unknown reference 'cord'\. Did you mean 'chord'"):
+        barrier(torch.zeros(3), "cord")
+
+
+@given(st.integers(0, 2**31), st.integers(2, 5), st.floats(0, 1))
+def test_distances_in_a_plane_are_distances_between_weights(seed, steps, margin):
+    a, b, c = some(3, seed)
+    found = plane(a, b, c, steps, margin)
+    y, x = torch.meshgrid(found.y, found.x, indexing="ij")
+    for model in (a, b, c):
+        corner = found.corners[[model is a, model is b, model is c].index(True)]
+        expected = torch.hypot(x - corner[0], y - corner[1]).flatten()
+        for k in range(steps**2):
+            distance = (flat(stack.take(found.models, k)) - flat(model)).norm().item()
+            assert distance == pytest.approx(expected[k].item(), abs=1e-3)
+
+
+def test_the_corners_of_a_plane_are_the_three_models():
+    a, b = some(2, "corners")
+    c = {name: a[name] + 2 * torch.rand(a[name].shape, generator=stream(0, name)) for name in a}
+    found = plane(a, b, c, steps=2, margin=0)
+    assert found.corners[0].tolist() == [0, 0]
+    assert found.corners[1, 1] == 0 < found.corners[2, 1]
+    assert found.corners[1, 0].item() == pytest.approx((flat(b) - flat(a)).norm().item())
+    assert torch.allclose(flat(stack.take(found.models, 0)), flat(a), atol=1e-5)
+    assert torch.allclose(flat(stack.take(found.models, 1)), flat(b), atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.25, 1.0])
+def test_the_grid_of_a_plane_reaches_beyond_the_models_by_the_margin(margin):
+    a, b, c = some(3, "margin")
+    found = plane(a, b, c, steps=5, margin=margin)
+    for axis, corners in ((found.x, found.corners[:, 0]), (found.y, found.corners[:, 1])):
+        width = (corners.max() - corners.min()).item()
+        assert axis[0].item() == pytest.approx(corners.min().item() - margin * width, abs=1e-4)
+        assert axis[-1].item() == pytest.approx(corners.max().item() + margin * width, abs=1e-4)
+        assert len(axis) == 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0, 1.7])
+def test_three_models_on_one_line_span_no_plane(share):
+    a, b = some(2, "line")
+    between = {name: (1 - share) * a[name] + share * b[name] for name in a}
+    with pytest.raises(ShapeError, match="three models on one line span no plane"):
+        plane(a, b, between, 3)
+
+
+def test_a_model_given_twice_spans_no_plane():
+    a, b = some(2, "line")
+    with pytest.raises(ShapeError, match="three models on one line span no plane"):
+        plane(a, a, b, 3)
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A net, its symmetry, a model of it that has learnt digits, and the same model in another order."""
+    net = stack.mlp(64, [32, 32], 10)
+    spec = align.permutation_spec(net, digits.train.x[:1])
+    fitted = train.fit(net, stack.init(net, 1, seed=0), digits.train, epochs=5, lr=1e-2, seed=0).stack
+    model, generator = stack.take(fitted, 0), stream(0, "order")
+    p = {label: torch.randperm(size, generator=generator) for label, size in align.sizes(spec, model).items()}
+    return net, spec, model, align.permute(spec, p, model)
+
+
+def rise(net, a, b, split):
+    return barrier(merge.walk(net, [path(a, b, 11)], split).loss).item()
+
+
+def test_a_walk_scores_every_stop_of_every_line(trained, digits):
+    net, _, model, copy = trained
+    lines = [path(model, copy, 4), path(copy, model, 4)]
+    score = merge.walk(net, iter(lines), digits.test)
+    for k, line in enumerate(lines):
+        alone = train.evaluate(net, line, digits.test)
+        assert all(torch.equal(many[k], own) for many, own in zip(score, alone, strict=True))
+
+
+def test_the_rise_of_a_layer_is_that_half_way_along_its_own_path(trained, digits):
+    net, _, model, copy = trained
+    found, still = merge.layer_rise(net, iter([(model, copy), (model, model)]), digits.test)
+    for layer, rises in zip("135", found, strict=True):
+        line = layer_path(model, copy, [f"{layer}.weight", f"{layer}.bias"], 3)
+        losses = train.evaluate(net, line, digits.test).loss
+        assert rises.item() == pytest.approx((losses[1] - losses[0]).item(), abs=1e-5)
+    assert still.abs().max() <= 1e-6
+
+
+def test_a_trained_model_has_no_barrier_to_itself(trained, digits):
+    net, _, model, _ = trained
+    assert rise(net, model, model, digits.test) <= 1e-6
+
+
+@pytest.mark.parametrize("matcher", ["weight_matching", "activation_matching"])
+def test_the_barrier_to_a_reordered_copy_vanishes_with_the_order(trained, digits, matcher):
+    net, spec, model, copy = trained
+    settings = {} if matcher == "weight_matching" else {"net": net, "x": digits.train.x}
+    found = getattr(align, matcher)(spec, model, copy, **settings)
+    assert rise(net, model, copy, digits.test) > 0.1
+    assert rise(net, model, align.permute(spec, found, copy), digits.test) <= 1e-5
+
+
+def stacks():
+    net = stack.mlp(4, [3], 2)
+    return net, stack.init(net, 3, seed=0), stack.init(net, 3, seed=1)
+
+
+def test_a_blend_is_the_line_between_partners():
+    _, a, b = stacks()
+    shares = [0.0, 0.25, 0.5, 1.0]
+    found = merge.blend(a, b, shares)
+    for k in range(3):
+        line = merge.path(stack.take(a, k), stack.take(b, k), 5)
+        for at, stop in enumerate((0, 1, 2, 4)):
+            assert all(torch.allclose(found[name][k, at], line[name][stop], atol=1e-6) for name in a)
+    assert all(torch.equal(found[name][:, 2], each) for name, each in merge.halfway(a, b).items())
+
+
+def test_the_best_blend_is_best_for_each_couple_by_itself():
+    net, a, b = stacks()
+    split = Split(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2)
+    shares = [0.0, 0.3, 0.7, 1.0]
+    best = train.evaluate(net, merge.best_blend(net, a, b, shares, split), split).loss
+    for k in range(3):
+        tried = {name: each[k] for name, each in merge.blend(a, b, shares).items()}
+        assert best[k].item() == pytest.approx(train.evaluate(net, tried, split).loss.min().item())
+
+
+@given(st.integers(0, 1000))
+def test_beneath_is_the_distance_to_the_curve_in_either_direction(seed):
+    x = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
+    y = 3 - 2 * x  # a straight line, so that what lies between its points is known
+    at = (x[:, :1] + (x[:, -1:] - x[:, :1]) * torch.tensor([0.1, 0.5, 0.9])).T  # [settings, pairs]
+    under = merge.beneath((x, y), (at, 3 - 2 * at - 0.5))
+    assert torch.allclose(under, torch.full((3, 2), 0.5), atol=1e-5)
+    assert torch.allclose(merge.beneath((x.flip(1), y.flip(1)), (at, 3 - 2 * at - 0.5)), under)
+    beyond = merge.beneath((x, y), (x[:, -1:].T + 1, y[:, -1:].T))
+    assert torch.allclose(beyond, torch.zeros(1, 2), atol=1e-6)

@@ -1,0 +1,318 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+
+from paramarket import data, merge, stack, train
+from paramarket.align import permutation_spec
+from paramarket.base import stream
+from paramarket.data import Split
+from paramarket.errors import DataError, ShapeError, WeightsError
+
+WEIGHTED = ["average", "repair", "task arithmetic", "regmean"]
+every_method = pytest.mark.parametrize("method", merge.METHODS)
+
+
+def conv(*norm, inplace=False):
+    body = (nn.Conv2d(1, 6, 3), *norm, nn.ReLU(inplace), nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(inplace))
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(144, 10))
+
+
+NETS = {
+    "mlp": lambda: stack.mlp(64, [12, 8], 10),
+    "conv": conv,
+    "ReLU in place": lambda: conv(inplace=True),
+    "BatchNorm": lambda: conv(nn.BatchNorm2d(6)),
+}
+every_net = pytest.mark.parametrize("name", NETS)
+plain_net = pytest.mark.parametrize("name", ["mlp", "conv", "ReLU in place"])
+
+
+@pytest.fixture(scope="module")
+def split(digits):
+    return Split(digits.train.x[:200], digits.train.y[:200])
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A net and three models of it that have learnt a little, each from classes of its own."""
+    net, holds = NETS["mlp"](), [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    splits = [data.holding(digits.train, classes, 0.1, stream(0, "holding", k)) for k, classes in enumerate(holds)]
+    start = {name: tensor.expand(3, *tensor.shape[1:]) for name, tensor in stack.init(net, 1, seed=0).items()}
+    return net, train.fit(net, start, splits, epochs=4, lr=1e-2).stack
+
+
+def some(name, copies=2):
+    net = NETS[name]()
+    return net, permutation_spec(net, torch.zeros(1, 1, 8, 8)), stack.init(net, copies, seed=1)
+
+
+def run(method, net, models, split, **more):
+    spec = permutation_spec(net, split.x[:1])
+    return merge.METHODS[method](net, spec, models, split, torch.Generator().manual_seed(0), **more)
+
+
+def close(one, other, atol=1e-5):
+    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=atol) for name in one)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def loss(net, params, split):
+    return train.evaluate(net, stack.join([params]), split).loss.item()
+
+
+@every_method
+@plain_net
+def test_equal_models_merge_to_themselves(name, method, split):
+    net, _, models = some(name, 1)
+    models = {key: tensor.repeat(3, *[1] * (tensor.ndim - 1)) for key, tensor in models.items()}
+    assert close(run(method, net, models, split), stack.take(models, 0))
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+@plain_net
+def test_a_weight_of_one_gives_that_model(name, method, split):
+    net, _, models = some(name, 3)
+    for k in range(3):
+        assert close(run(method, net, models, split, weights=[float(j == k) for j in range(3)]), stack.take(models, k))
+
+
+@every_method
+@every_net
+def test_merging_changes_neither_models_nor_net(name, method, split):
+    net, _, models = some(name)
+    net.train()
+    before = {key: tensor.clone() for key, tensor in models.items()}
+    own = {key: tensor.clone().nan_to_num() for key, tensor in net.state_dict().items()}
+    merged = run(method, net, models, split)
+    assert not any(tensor.requires_grad for tensor in merged.values())
+    assert all(module.training and getattr(module, "momentum", 0.1) == 0.1 for module in net.modules())
+    assert equal(models, before)
+    assert equal({key: tensor.nan_to_num() for key, tensor in net.state_dict().items()}, own)
+
+
+@every_method
+def test_models_that_cannot_be_merged_are_refused(method, split):
+    net, _, models = some("mlp")
+    with pytest.raises(ShapeError, match=r"1 models and weights None: expected two or more models"):
+        run(method, net, stack.take(models, slice(1)), split)
+    with pytest.raises(ShapeError, match=r"'1\.weight' has shape \(13, 64\), expected \(12, 64\)"):
+        run(method, net, stack.init(stack.mlp(64, [13, 8], 10), 2, seed=0), split)
+    with pytest.raises(WeightsError, match=r"'3\.bias' of the models to merge holds values that are NaN or infinite"):
+        run(method, net, {**models, "3.bias": models["3.bias"] / 0}, split)
+    if method in WEIGHTED:
+        with pytest.raises(ShapeError, match=r"2 models and weights \[1, 2, 3\]: .*a weight for each"):
+            run(method, net, models, split, weights=[1, 2, 3])
+
+
+@given(st.lists(st.floats(-1, 2), min_size=2, max_size=5))
+def test_the_average_is_the_mean_and_task_arithmetic_adds_differences(weights):
+    net, _, models = some("mlp", len(weights))
+    nothing = Split(torch.zeros(1, 64), torch.zeros(1, dtype=torch.long))  # neither needs data
+    first, mean = stack.take(models, 0), {name: tensor.mean(dim=0) for name, tensor in models.items()}
+    sums = {name: sum(w * tensor[k] for k, w in enumerate(weights)) for name, tensor in models.items()}
+    added = {
+        name: tensor[0] + sum(w * (tensor[k] - tensor[0]) for k, w in enumerate(weights))
+        for name, tensor in models.items()
+    }
+    assert close(run("average", net, models, nothing), mean)
+    assert close(run("average", net, models, nothing, weights=weights), sums)
+    assert close(run("task arithmetic", net, models, nothing, weights=weights), added)
+    assert close(run("task arithmetic", net, models, nothing, weights=[1.0] + [0.0] * (len(weights) - 1)), first)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("method", ["task arithmetic", "ties"])
+def test_what_is_tuned_on_a_split_loses_there_to_no_simpler_choice(method, copies, trained, digits):
+    net, models = trained[0], stack.take(trained[1], slice(copies))
+    tuned = loss(net, run(method, net, models, digits.quote), digits.quote)
+    assert tuned <= loss(net, stack.take(models, 0), digits.quote) + 1e-5
+    if method == "task arithmetic":
+        assert tuned <= loss(net, run("average", net, models, digits.quote), digits.quote) + 1e-5
+
+
+def slow_ties(base, others, density, scale):
+    """Trim, elect and merge as TIES (Yadav et al. 2023) says it: number by number."""
+    names = list(base)
+    start = torch.cat([base[name].flatten() for name in names]).tolist()
+    changes = [(torch.cat([o[name].flatten() for name in names]) - torch.tensor(start)).tolist() for o in others]
+    kept = []
+    for change in changes:
+        smallest = sorted(map(abs, change), reverse=True)[max(1, round(density * len(change))) - 1]
+        kept.append([value if abs(value) >= smallest else 0.0 for value in change])
+    merged = []
+    for place, values in enumerate(zip(*kept, strict=True)):
+        sign = np.sign(sum(values))
+        agree = [value for value in values if value * sign > 0]
+        merged.append(start[place] + scale * (sum(agree) / len(agree) if agree else 0.0))
+    parts = torch.tensor(merged).split([base[name].numel() for name in names])
+    return {name: part.view(base[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_ties_equals_a_slow_reference(density, copies, trained, digits):
+    net, models = trained[0], stack.take(trained[1], slice(copies))
+    base, *others = (stack.take(models, k) for k in range(copies))
+    ways = [slow_ties(base, others, density, scale / 10) for scale in range(21)]
+    best = min(ways, key=lambda way: loss(net, way, digits.quote))
+    assert close(run("ties", net, models, digits.quote, density=density), best)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.9, 0.1], [0.2, 0.3, 0.5]])
+def test_regmean_of_a_linear_layer_that_reads_the_same_is_the_average(weights, split):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    models = stack.init(net, len(weights), seed=2)
+    found, mean = (run(method, net, models, split, weights=weights) for method in ("regmean", "average"))
+    assert close(found, mean)
+
+
+def test_regmean_answers_the_least_squares_problem_of_numpy():
+    """The second of two layers, for which models read different things; .9 off the diagonal is a tenth of ridge."""
+    net = nn.Sequential(nn.Linear(20, 6), nn.Linear(6, 10))
+    models, x = stack.init(net, 2, seed=2), torch.randn(300, 20, generator=stream(0, "regmean"))
+    merged = run("regmean", net, models, Split(x, torch.zeros(300, dtype=torch.long)), weights=[0.3, 0.7])
+    rows, wanted = [], []
+    for k, share in enumerate([0.3, 0.7]):
+        own = {name: tensor.double().numpy() for name, tensor in stack.take(models, k).items()}
+        read = x.double().numpy() @ own["0.weight"].T + own["0.bias"]
+        ridge = np.diag(np.linalg.norm(read, axis=0))
+        rows.append(np.concatenate([(0.9 * share) ** 0.5 * read, (0.1 * share) ** 0.5 * ridge]))
+        wanted.append(rows[-1] @ own["1.weight"].T)
+    expected = np.linalg.lstsq(np.concatenate(rows), np.concatenate(wanted), rcond=None)[0].T
+    assert np.allclose(merged["1.weight"].numpy(), expected, atol=1e-4)
+    assert torch.allclose(merged["1.bias"], 0.3 * models["1.bias"][0] + 0.7 * models["1.bias"][1], atol=1e-6)
+
+
+def test_regmean_of_a_layer_that_reads_nothing_is_the_average(split):
+    net, _, models = some("mlp")
+    dark = Split(torch.zeros_like(split.x), split.y)
+    merged, mean = run("regmean", net, models, dark), run("average", net, models, dark)
+    assert torch.allclose(merged["1.weight"], mean["1.weight"], atol=1e-5)
+
+
+def moments(net, params, x, kinds=(nn.Linear, nn.Conv2d)):
+    """Mean and spread of every unit of every hidden layer, by plain hooks."""
+    seen, layers = [], [module for module in net.modules() if isinstance(module, kinds)][:-1]
+    hooks = [layer.register_forward_hook(lambda _, given, out: seen.append(out.clone())) for layer in layers]
+    functional_call(net.eval(), params, (x,))
+    for hook in hooks:
+        hook.remove()
+    return [
+        torch.stack([out.transpose(0, 1).flatten(1).mean(dim=1), out.transpose(0, 1).flatten(1).std(dim=1)])
+        for out in seen
+    ]
+
+
+@pytest.mark.parametrize("weights", [None, [0.25, 0.75]])
+@plain_net
+def test_repaired_units_vary_as_those_of_the_models_do(name, weights, split):
+    net, _, models = some(name)
+    goals = [moments(net, stack.take(models, k), split.x) for k in range(2)]
+    first, second = weights or (0.5, 0.5)
+    before = moments(net, run("average", net, models, split, weights=weights), split.x)
+    found = moments(net, run("repair", net, models, split, weights=weights), split.x)
+    assert len(found) == 2
+    for a, b, after, plain in zip(*goals, found, before, strict=True):
+        assert torch.allclose(after, first * a + second * b, atol=1e-4)
+        assert not torch.allclose(plain, first * a + second * b, atol=1e-2)
+
+
+def test_batch_norm_is_measured_anew(split):
+    net, _, models = some("BatchNorm")
+    net[1].momentum = 0.3
+    merged = run("repair", net, models, split)
+    x = functional_call(net[0], {key: merged[f"0.{key}"] for key in ("weight", "bias")}, (split.x,))
+    assert torch.allclose(merged["1.running_mean"], x.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert torch.allclose(merged["1.running_var"], x.transpose(0, 1).flatten(1).var(dim=1), rtol=1e-4)
+    mean = run("average", net, models, split)
+    assert all(torch.equal(merged[key], mean[key]) for key in mean if "running" not in key)
+    assert net[1].momentum == 0.3
+    net.eval()
+    run("repair", net, models, split)
+    assert not any(module.training for module in net.modules())
+
+
+@every_net
+def test_a_repaired_path_starts_and_ends_at_its_ends_and_is_repaired_between(name, split):
+    net, spec, models = some(name)
+    a, b = stack.take(models, 0), stack.take(models, 1)
+    found = merge.repaired_path(net, spec, a, b, 5, split.x)
+    assert equal(stack.take(found, 0), a)
+    assert equal(stack.take(found, 4), b)
+    for k in range(1, 4):
+        assert close(stack.take(found, k), run("repair", net, models, split, weights=[1 - k / 4, k / 4]), atol=1e-4)
+    assert not close(stack.take(found, 2), run("average", net, models, split), atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 0.3, 0.5]])
+def test_an_ensemble_says_the_mean_of_probabilities(weights, split):
+    net, _, models = some("mlp", 3)
+    each = stack.forward(net, models, split.x).softmax(dim=-1)
+    said = merge.ensemble(net, models, split.x, weights)
+    assert torch.allclose(said, sum(w * p for w, p in zip(weights or [1 / 3] * 3, each, strict=True)), atol=1e-6)
+    assert torch.allclose(said.sum(dim=1), torch.ones(len(split)), atol=1e-5)
+    assert torch.allclose(merge.ensemble(net, stack.take(models, [1, 1, 1]), split.x, weights), each[1], atol=1e-6)
+    assert torch.allclose(merge.ensemble(net, models, split.x, [0, 0, 1]), each[2], atol=1e-6)
+
+
+def distilled(net, models, split, seed=0, steps=60):
+    spec, generator = permutation_spec(net, split.x[:1]), torch.Generator().manual_seed(seed)
+    return merge.distil(net, spec, models, split, generator, steps=steps)
+
+
+def test_a_distilled_student_comes_nearer_to_its_ensemble(trained, split):
+    net, models = trained
+    before = {name: tensor.clone() for name, tensor in models.items()}
+    taught = merge.ensemble(net, models, split.x)
+
+    def apart(params):
+        said = stack.forward(net, stack.join([params]), split.x)[0].log_softmax(dim=-1)
+        return nn.functional.kl_div(said, taught, reduction="batchmean").item()
+
+    far = [apart(distilled(net, models, split, steps=steps)) for steps in (5, 60, 400)]
+    assert all(after < before for before, after in pairwise([apart(stack.take(models, 0)), *far]))
+    assert equal(models, before)
+
+
+def test_a_student_depends_on_the_generator_alone_and_on_no_label(trained, split):
+    net, models = trained
+    student = distilled(net, models, split)
+    assert equal(student, distilled(net, models, split))
+    assert equal(student, distilled(net, models, Split(split.x, split.y.flip(0))))
+    assert not equal(student, distilled(net, models, split, seed=1))
+    with pytest.raises(ShapeError, match="expected two or more models"):
+        distilled(net, stack.take(models, slice(1)), split)
+
+
+def test_certain_probabilities_train_as_labels_do(split):
+    net, _, models = some("mlp")
+    certain = Split(split.x, nn.functional.one_hot(split.y, 10).float())
+    one, other = (train.fit(net, models, each, steps=20, lr=1e-2) for each in (split, certain))
+    assert close(one.stack, other.stack)
+    assert np.allclose(one.history.loss, other.history.loss, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 9, 11])
+def test_probabilities_of_another_number_of_classes_are_refused(classes, split):
+    net, _, models = some("mlp")
+    with pytest.raises(DataError, match="a net with 10 classes"):
+        train.fit(net, models, Split(split.x, torch.full((len(split), classes), 1 / classes)), steps=1)
+
+
+def test_couples_are_merged_one_by_one(digits):
+    net = stack.mlp(64, [8], 10)
+    a, b = (stack.init(net, 3, seed=seed) for seed in (0, 1))
+    spec = permutation_spec(net, digits.quote.x[:1])
+    found = merge.couples(merge.repair, net, spec, a, b, digits.quote, stream(0, "couples"))
+    for k in range(3):
+        two = stack.join([stack.take(a, k), stack.take(b, k)])
+        assert close(stack.take(found, k), merge.repair(net, spec, two, digits.quote, stream(0, "couples")))

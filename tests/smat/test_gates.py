@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from paramarket import smat
+from paramarket.base import stream
+from paramarket.errors import ParameterError
+from paramarket.smat import HardConcrete
+
+LAW = HardConcrete()
+KNOWN = {  # log alpha: P(z ≠ 0), P(z = 1), E[z], z at u = 1/2 and temperature 2/3, the same at 1
+    -4.605: (0.04713, 0.00202, 0.01312, 0, 0),
+    -2.398: (0.31017, 0.01805, 0.10272, 0, 0),
+    -1.599: (0.50000, 0.03927, 0.19431, 0, 0.1018),
+    0.0: (0.83182, 0.16818, 0.50000, 0.5, 0.5),
+    1.599: (0.96073, 0.50000, 0.80569, 1, 0.8982),
+    4.605: (0.99798, 0.95287, 0.98688, 1, 1),
+}
+alphas = st.floats(-8, 8)
+
+
+def at(value):
+    return torch.tensor([value], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("log_alpha", KNOWN)
+def test_the_closed_forms_have_their_known_values(log_alpha):
+    found = (LAW.nonzero, LAW.one, LAW.mean, LAW.median, lambda x: LAW.median(x, 1.0))
+    assert [law(at(log_alpha)).item() for law in found] == pytest.approx(KNOWN[log_alpha], abs=1.5e-4)
+
+
+@pytest.mark.parametrize("log_alpha", KNOWN)
+def test_draws_follow_the_law(log_alpha):
+    z = LAW.sample(torch.full((400_000,), log_alpha), stream(0, "gates"))
+    assert (z != 0).float().mean().item() == pytest.approx(LAW.nonzero(at(log_alpha)).item(), abs=3e-3)
+    assert (z == 1).float().mean().item() == pytest.approx(LAW.one(at(log_alpha)).item(), abs=3e-3)
+    assert z.mean().item() == pytest.approx(LAW.mean(at(log_alpha)).item(), abs=3e-3)
+
+
+@given(alphas, st.sampled_from([2 / 3, 1.0, 0.3]))
+def test_the_mean_is_the_integral_of_the_tail(log_alpha, temperature):
+    law = HardConcrete(temperature)
+
+    def tail(t):  # P(z > t)
+        return 1 - 1 / (1 + math.exp(log_alpha - temperature * math.log((t - law.low) / (law.high - t))))
+
+    assert law.mean(at(log_alpha)).item() == pytest.approx(quad(tail, 0, 1)[0], abs=1e-6)
+
+
+@given(alphas)
+def test_off_and_on_are_mirror_images(log_alpha):
+    assert LAW.nonzero(at(log_alpha)).item() == pytest.approx(1 - LAW.one(at(-log_alpha)).item(), abs=1e-9)
+    assert (LAW.mean(at(log_alpha)) + LAW.mean(at(-log_alpha))).item() == pytest.approx(1, abs=1e-6)
+
+
+@given(alphas)
+def test_the_expected_number_of_open_gates_has_the_gradient_of_a_sigmoid(log_alpha):
+    x = at(log_alpha).requires_grad_()
+    LAW.nonzero(x).backward()
+    q = LAW.nonzero(x).item()
+    assert x.grad.item() == pytest.approx(q * (1 - q), abs=1e-9)
+
+
+@given(alphas)
+def test_a_gate_at_its_median_is_off_exactly_where_it_is_off_more_often_than_not(log_alpha):
+    assert (LAW.median(at(log_alpha)).item() == 0) == (LAW.nonzero(at(log_alpha)).item() <= 0.5)
+
+
+def test_a_gate_that_is_clipped_gets_no_gradient():
+    x = torch.tensor([-1.7, -1.5, 0.0, 1.5, 1.7], requires_grad=True)
+    LAW.median(x).sum().backward()
+    assert (x.grad != 0).tolist() == [False, True, True, True, False]
+
+
+def test_far_out_a_gate_is_surely_off_or_on():
+    z = LAW.sample(torch.tensor([-60.0, 60.0]), stream(0, "gates"))
+    assert z.tolist() == [0.0, 1.0]
+
+
+def test_the_same_generator_draws_the_same_gates():
+    x = torch.zeros(100)
+    assert torch.equal(LAW.sample(x, stream(3, "g")), LAW.sample(x, stream(3, "g")))
+    assert not torch.equal(LAW.sample(x, stream(3, "g")), LAW.sample(x, stream(4, "g")))
+
+
+def test_a_multiplier_rises_by_the_violation_and_restarts_once_the_constraint_is_met():
+    found = smat.raised(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.1, 0.9, 0.95]), torch.tensor(0.9), 2.0)
+    assert found.tolist() == pytest.approx([0.5 + 2 * 0.8, 0.0, 0.0])
+    for target in (-0.5, 1.0):
+        with pytest.raises(ParameterError, match=f"target = {target}"):
+            smat.raised(torch.zeros(1), torch.zeros(1), torch.tensor(target), 1.0)
+
+
+def test_under_the_constraint_the_largest_weights_are_kept():
+    """min sum (w_j z_j - a_j)² with half of the gates to be closed: the gates of the largest |a_j| stay open."""
+    a = torch.tensor([3.0, -0.2, 2.0, 0.1, -2.5, 0.3, 1.5, -0.1])
+    w, log_alpha = a.clone().requires_grad_(), torch.full((8,), 0.5).requires_grad_()
+    multiplier, opt = torch.zeros(1), torch.optim.Adam([w, log_alpha], lr=0.02)
+    for _ in range(1500):
+        loss = (w * LAW.median(log_alpha) - a).square().sum()
+        opt.zero_grad()
+        (loss + multiplier * 8 * (LAW.nonzero(log_alpha).mean() - 0.5)).sum().backward()
+        opt.step()
+        multiplier = smat.raised(
+            multiplier, (LAW.median(log_alpha.detach()) == 0).float().mean()[None], torch.tensor(0.5), 0.02
+        )
+    kept = LAW.median(log_alpha.detach()) > 0
+    assert kept.sum() == 4
+    assert kept[a.abs().topk(4).indices].all()
+    assert multiplier.item() == 0  # complementary slackness: the constraint is met

@@ -1,0 +1,492 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from orders import equal
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, mse_loss
+
+from paramarket import data, soup, stack
+from paramarket.base import stream
+from paramarket.data import Split
+from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
+from paramarket.soup import Law, Soup, batches, by_domain, draw_weights
+from paramarket.train import evaluate
+
+NET = stack.mlp(5, [4], 3)
+DOMAINS = 4
+HOW = {"batch": 16, "lr": 1e-2}
+
+
+def blobs(domains=DOMAINS, features=5):
+    """Domains that disagree: the same kind of x, each with a rule of its own for y."""
+    drawn = stream(0, "blobs")
+    xs = torch.randn(domains, 60, features, generator=drawn)
+    rules = torch.randn(domains, features, 3, generator=drawn)
+    return [Split(x, (x @ rule).argmax(dim=1)) for x, rule in zip(xs, rules, strict=True)]
+
+
+def weights(*seeds, steps=40):
+    return torch.stack([draw_weights(Law(), DOMAINS, steps, stream(seed, "h")) for seed in seeds])
+
+
+def lived(experts=3, seeds=(0,), dtype=torch.float32, net=NET):
+    """Soups whose experts are no longer 0."""
+    start, drawn = soup.soup_of(net, DOMAINS, [experts] * len(seeds), seeds, hidden=6), stream(1, "lived")
+    moved = {name: torch.randn(tensor.shape, generator=drawn) for name, tensor in start.experts.items()}
+    return Soup(
+        *({name: tensor.to(dtype) for name, tensor in part.items()} for part in (start.base, moved, start.router))
+    )
+
+
+def trained(start, h, seeds, domains=None, **how):
+    return soup.pretrain(NET, start, domains or blobs(), h, seeds=seeds, **HOW | how)
+
+
+def one_of(given, k):
+    return Soup(*(stack.take(part, [k]) for part in given))
+
+
+def same(one, other, atol=None):
+    pairs = [(part[name], wanted[name]) for part, wanted in zip(one, other, strict=True) for name in wanted]
+    return all(torch.equal(*pair) if atol is None else torch.allclose(*pair, atol=atol) for pair in pairs)
+
+
+def straight(router, matrix):
+    """The router made h -> matrix h: its hidden units carry h, which is never negative, through the ReLU."""
+    made = {name: torch.zeros_like(tensor) for name, tensor in router.items()}
+    made["1.weight"][:, :DOMAINS] = torch.eye(DOMAINS, dtype=matrix.dtype)
+    made["3.weight"][:, :, :DOMAINS] = matrix
+    return made
+
+
+def test_a_one_hot_router_gives_the_base_plus_one_expert():
+    start = lived(seeds=(0, 1))
+    found = soup.combine(start, torch.eye(3).expand(2, 3, 3))
+    assert equal(found, {name: base.unsqueeze(1) + start.experts[name] for name, base in start.base.items()})
+
+
+def test_a_router_that_asks_for_nothing_gives_the_base_bit_for_bit():
+    start = lived(seeds=(0, 1))
+    assert equal(stack.take(soup.combine(start, torch.zeros(2, 1, 3)), (slice(None), 0)), start.base)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=6, max_size=6), st.floats(-2, 2), st.floats(-2, 2))
+def test_what_the_experts_add_is_linear_in_alpha(numbers, a, b):
+    start, pair = lived(dtype=torch.float64), torch.tensor(numbers, dtype=torch.float64).view(2, 3)
+    found = soup.combine(start, torch.stack([*pair, a * pair[0] + b * pair[1]])[None])
+    for name, base in start.base.items():
+        one, other, both = (found[name] - base.unsqueeze(1))[0]
+        assert torch.allclose(both, a * one + b * other, atol=1e-9)
+
+
+def test_a_straight_router_makes_theta_affine_in_h_and_one_with_corners_does_not():
+    bent = lived(dtype=torch.float64)
+    # a unit that opens where the first domain's share passes 1/2
+    bent.router["1.weight"][:, 0], bent.router["1.bias"][:, 0] = torch.tensor([1.0, 0, 0, 0]).double(), -0.5
+    flat = bent._replace(router=straight(bent.router, torch.randn(3, DOMAINS, generator=stream(2)).double()))
+    ends = torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]]).double()
+    h = torch.cat([ends, ends.mean(dim=0, keepdim=True)])
+    for given_, affine in ((flat, True), (bent, False)):
+        one, other, middle = soup.specialists(given_, h)["1.weight"][0]
+        assert torch.allclose(middle, (one + other) / 2, atol=1e-12) == affine
+
+
+def test_experts_in_another_order_with_their_rows_of_the_router_change_nothing():
+    start, order, h = lived(dtype=torch.float64), [2, 0, 1], weights(0, steps=5)[0]
+    last = {name: start.router[name][:, order] for name in ("3.weight", "3.bias")}
+    moved = start._replace(experts=stack.take(start.experts, (slice(None), order)), router=start.router | last)
+    one, other = (soup.specialists(each, h) for each in (start, moved))
+    assert all(torch.allclose(tensor, other[name], atol=1e-12) for name, tensor in one.items())
+    assert not torch.allclose(soup.alphas(start, h), soup.alphas(moved, h))
+
+
+def plain(start, h, seed, domains):
+    """Training as the paper writes it, for one soup: no stack, no flat weights, PyTorch's own layers. Losses, theta."""
+    base, experts, router = ({name: t[0].clone().requires_grad_() for name, t in part.items()} for part in start)
+    opt = torch.optim.Adam([*base.values(), *experts.values(), *router.values()])
+    losses = []
+    for step, (x, y, now) in enumerate(batches(domains, h, HOW["batch"], [stream(seed, "mixtures")])):
+        opt.param_groups[0]["lr"] = HOW["lr"] * (1 - step / h.shape[1])
+        alpha = router["3.weight"] @ (router["1.weight"] @ now[0] + router["1.bias"]).relu() + router["3.bias"]
+        theta = {name: tensor + sum(map(torch.mul, alpha, experts[name])) for name, tensor in base.items()}
+        loss = cross_entropy(functional_call(NET, theta, (x[0],)), y[0])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    return losses, Soup(*({name: t.detach()[None] for name, t in part.items()} for part in (base, experts, router)))
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_training_is_the_plain_loop_step_by_step(experts):
+    start, h = soup.soup_of(NET, DOMAINS, [experts], [3], hidden=6), weights(0)
+    wanted, ended = plain(start, h, 3, blobs())
+    found, losses = trained(start, h, [3])
+    assert losses[0].tolist() == pytest.approx(wanted, abs=1e-4)
+    assert same(found, ended, atol=1e-3)
+    assert found.base["1.weight"].shape == (1, 4, 5)
+    assert found.experts["1.weight"].shape == (1, experts, 4, 5)
+
+
+def test_a_smaller_soup_beside_a_bigger_one_trains_as_it_would_alone_and_its_padding_stays_zero():
+    start, h = soup.soup_of(NET, DOMAINS, [1, 3, 0], [5, 6, 7], hidden=6), weights(5, 6, 7)
+    found, losses = trained(start, h, [5, 6, 7])
+    for k, (few, seed) in enumerate([(1, 5), (3, 6), (0, 7)]):
+        base, experts, router = one_of(start, k)
+        last = {name: router[name][:, :few] for name in ("3.weight", "3.bias")}
+        alone = Soup(base, stack.take(experts, (slice(None), slice(few))), router | last)
+        alone, own = trained(alone, h[[k]], [seed])
+        assert torch.allclose(losses[[k]], own, atol=1e-4)
+        for name, tensor in found.experts.items():
+            assert torch.allclose(tensor[[k], :few], alone.experts[name], atol=1e-3)
+            assert (tensor[k, few:] == 0).all()
+        assert all((found.router[name][k, few:] == 0).all() for name in last)
+    assert all((tensor[1] != 0).any() for tensor in found.experts.values())
+
+
+def test_the_gradients_are_those_of_finite_differences_and_of_the_formulas():
+    start, h, double = lived(dtype=torch.float64), weights(0)[0, :1].double(), torch.float64
+    x, y = torch.randn(7, 5, generator=stream(3), dtype=double), torch.arange(7) % 3
+    shapes = [(part, name) for part in (0, 1, 2) for name in start[part]]
+    leaves = [start[part][name].clone().requires_grad_() for part, name in shapes]
+
+    def loss(*tensors):
+        made = Soup({}, {}, {})
+        for (part, name), tensor in zip(shapes, tensors, strict=True):
+            made[part][name] = tensor
+        models = stack.take(soup.combine(made, soup.alphas(made, h)), 0)
+        return cross_entropy(stack.run(NET, models, x, shared=True, training=True)[0], y)
+
+    assert torch.autograd.gradcheck(loss, leaves)
+    wanted = dict(zip(shapes, torch.autograd.grad(loss(*leaves), leaves), strict=True))
+
+    # what `pretrain` does at every step, on rows of weights
+    bank, router = (
+        soup.soups._flat(start).requires_grad_(),
+        {k: v.clone().requires_grad_() for k, v in start.router.items()},
+    )
+    theta = soup.soups._theta(bank, soup.soups._phi(router), router, h)
+    theta.retain_grad()
+    models = soup.soups._apart(theta, start.base)
+    cross_entropy(stack.run(NET, models, x, shared=True, training=True)[0], y).backward()
+    rows = soup.soups._apart(bank.grad, start.base)
+    assert all(torch.allclose(rows[name][:, 0], wanted[0, name]) for name in rows)
+    assert all(torch.allclose(rows[name][:, 1:], wanted[1, name]) for name in rows)
+    assert all(torch.allclose(tensor.grad, wanted[2, name]) for name, tensor in router.items())
+    slope, alpha = theta.grad, soup.alphas(start, h)
+    assert torch.allclose(bank.grad, torch.cat([torch.ones(1, 1, 1).double(), alpha], dim=2).mT * slope)
+    assert torch.allclose(router["3.bias"].grad, (bank[:, 1:] @ slope.mT).squeeze(2))  # <E_i, G>: dalpha / dbias = 1
+
+
+def test_the_same_seeds_give_the_same_soup_bit_for_bit_and_others_another():
+    start, h = lived(seeds=(0, 1)), weights(0, 0)
+    (one, losses), (other, again) = (trained(start, h, [4, 5]) for _ in range(2))
+    assert same(one, other)
+    assert torch.equal(losses, again)
+    assert not torch.equal(losses, trained(start, h, [4, 6])[1])
+
+
+def test_runs_of_one_seed_start_alike_and_see_the_same_examples():
+    start = soup.soup_of(NET, DOMAINS, [2, 2, 2], [8, 8, 9])
+    assert same(one_of(start, 0), one_of(start, 1))
+    assert not equal(one_of(start, 0).base, one_of(start, 2).base)
+    assert not equal(one_of(start, 0).router, one_of(start, 2).router)
+    assert all((tensor == 0).all() for tensor in start.experts.values())
+    _, losses = trained(start, weights(0, 0, 0), [8, 8, 9])
+    assert torch.allclose(losses[0], losses[1], atol=1e-5)
+    assert not torch.allclose(losses[0], losses[2], atol=1e-2)
+
+
+def test_a_run_does_not_depend_on_those_beside_it():
+    start, h = lived(seeds=(0, 1, 2)), weights(0, 1, 2)
+    found, losses = trained(start, h, [0, 1, 2])
+    alone, own = trained(one_of(start, 1), h[[1]], [1])
+    assert same(one_of(found, 1), alone, atol=1e-3)
+    assert torch.allclose(losses[[1]], own, atol=1e-4)
+    other, beside = trained(start, torch.cat([weights(3), h[1:]]), [0, 1, 2])
+    assert same(one_of(other, 1), one_of(found, 1))
+    assert torch.equal(beside[1:], losses[1:])
+    assert not torch.equal(beside[0], losses[0])
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_training_and_asking_leave_the_start_as_it_is_and_give_a_soup_of_its_own(experts):
+    start, kept = lived(experts), lived(experts)
+    found, _ = trained(start, weights(0), [0])
+    models = soup.specialists(found, torch.eye(DOMAINS)) if experts else {}
+    assert same(start, kept)
+    kept = Soup(*({name: tensor.clone() for name, tensor in part.items()} for part in found))
+    for tensor in [*models.values(), *start.base.values(), *start.experts.values(), *start.router.values()]:
+        tensor.fill_(7)
+    assert same(found, kept)
+    assert not any(tensor.requires_grad for part in found for tensor in part.values())
+
+
+def test_specialists_are_plain_models_that_run_without_their_soup():
+    start, h, x = lived(seeds=(0, 1)), weights(0, steps=5)[0], torch.randn(9, 5, generator=stream(4))
+    found = soup.specialists(start, h)
+    assert list(found) == [name for name, _ in NET.named_parameters()]
+    assert not any(tensor.requires_grad for tensor in found.values())
+    alpha = soup.alphas(start, h)
+    for k in range(2):
+        assert stack.check(NET, stack.take(found, k)) == 5
+        logits = stack.forward(NET, stack.take(found, k), x)
+        for j in range(5):
+            model = {n: b[k] + torch.tensordot(alpha[k, j], start.experts[n][k], 1) for n, b in start.base.items()}
+            assert torch.allclose(logits[j], functional_call(NET, model, (x,)), atol=1e-4)
+
+
+def test_a_soup_without_experts_is_one_model_for_every_customer():
+    start = soup.soup_of(NET, DOMAINS, [0, 0], [0, 1])
+    assert soup.alphas(start, torch.eye(DOMAINS)).shape == (2, DOMAINS, 0)
+    for j in range(DOMAINS):
+        assert equal(stack.take(soup.specialists(start, torch.eye(DOMAINS)), (slice(None), j)), start.base)
+
+
+def test_with_an_identity_router_and_an_expert_a_domain_one_hot_training_is_that_of_each_expert_alone():
+    start, eye = lived(DOMAINS, dtype=torch.float64), torch.eye(DOMAINS).double()
+    start = start._replace(router=straight(start.router, eye))
+    xs, ys = (torch.stack([getattr(split, part) for split in blobs()]) for part in ("x", "y"))
+    experts = {name: tensor.clone().requires_grad_() for name, tensor in start.experts.items()}
+    alone = [
+        {n: (b[0] + start.experts[n][0, i]).requires_grad_() for n, b in start.base.items()} for i in range(DOMAINS)
+    ]
+    for _ in range(20):
+        models = stack.take(soup.combine(start._replace(experts=experts), soup.alphas(start, eye)), 0)
+        logits = stack.run(NET, models, xs.double(), shared=False, training=True)
+        cross_entropy(logits.mT, ys, reduction="none").mean(dim=1).sum().backward()
+        for x, y, model in zip(xs.double(), ys, alone, strict=True):
+            cross_entropy(functional_call(NET, model, (x,)), y).backward()
+        for tensor in [*experts.values(), *(each for model in alone for each in model.values())]:
+            tensor.data -= 0.3 * tensor.grad
+            tensor.grad = None
+    found = soup.specialists(start._replace(experts={n: t.detach() for n, t in experts.items()}), eye)
+    for i, model in enumerate(alone):
+        assert all(torch.allclose(found[name][0, i], tensor, atol=1e-9) for name, tensor in model.items())
+    assert any((found[name] - tensor[:, None]).abs().max() > 0.1 for name, tensor in start.base.items())
+
+
+LINEAR = stack.mlp(5, [], 3)
+
+
+@pytest.fixture(scope="module")
+def straight_net():
+    """A soup of linear models, trained, float64, and every domain's examples: x [4, 60, 5], y [4, 60]."""
+    start = soup.soup_of(LINEAR, DOMAINS, [3], [0])
+    found, _ = soup.pretrain(LINEAR, start, blobs(), weights(0, steps=600), seeds=[0], lr=1e-2)
+    xs, ys = (torch.stack([getattr(split, part) for split in blobs()]) for part in ("x", "y"))
+    return Soup(*({name: tensor.double() for name, tensor in part.items()} for part in found)), xs.double(), ys
+
+
+def said(given, alpha, x):
+    return stack.run(LINEAR, stack.take(soup.combine(given, alpha), 0), x, shared=False, training=True)
+
+
+def test_no_router_beats_the_best_alpha_and_a_trained_one_comes_near_it(straight_net):
+    """For linear models the loss is convex in alpha: descent finds the best one for sure."""
+    given_, x, y = straight_net
+
+    def loss(alpha):
+        return cross_entropy(said(given_, alpha, x).mT, y, reduction="none").mean(dim=1)
+
+    asked = soup.alphas(given_, torch.eye(DOMAINS))
+    best = asked.clone().requires_grad_()
+    opt = torch.optim.LBFGS([best], max_iter=200, line_search_fn="strong_wolfe")
+    opt.step(lambda: (opt.zero_grad(), total := loss(best).sum(), total.backward())[1])
+    least, own, none = loss(best).detach(), loss(asked), loss(torch.zeros_like(asked))
+    assert (least <= own).all()
+    assert (own.mean() - least.mean()) < 0.3 * (none.mean() - least.mean())
+
+
+def test_for_linear_models_and_squared_loss_the_best_alpha_solves_the_normal_equations(straight_net):
+    given_, x, y = straight_net
+    aim = torch.nn.functional.one_hot(y).double()
+    zero = torch.zeros(1, DOMAINS, 3).double()
+    base = said(given_, zero, x)
+    added = torch.stack([said(given_, zero + torch.eye(3)[i], x) - base for i in range(3)], dim=-1).flatten(1, 2)
+    best = torch.linalg.lstsq(added, (aim - base).flatten(1).unsqueeze(2)).solution.squeeze(2)[None].requires_grad_()
+    mse_loss(said(given_, best, x), aim).backward()
+    assert best.grad.abs().max() < 1e-10
+    for other in (soup.alphas(given_, torch.eye(DOMAINS)), zero, best.detach() + 0.01):
+        assert mse_loss(said(given_, best, x), aim) < mse_loss(said(given_, other, x), aim)
+
+
+def test_on_digits_turned_a_soup_beats_the_one_model_for_all_on_every_domain(digits):
+    net, turns, seeds, steps = stack.mlp(64, [12], 10), [0, 90, 180, 270], [0, 1, 2], 700
+    train, test = ([data.turned(split, turn) for turn in turns] for split in (digits.train, digits.test))
+    h = torch.cat([weights(*seeds, steps=steps), torch.full((3, steps, DOMAINS), 1 / DOMAINS)])
+    start = soup.soup_of(net, DOMAINS, [DOMAINS] * 3 + [0] * 3, seeds * 2)
+    found, losses = soup.pretrain(net, start, train, h, seeds=seeds * 2, batch=64)
+    asked = soup.specialists(found, torch.eye(DOMAINS))
+    scores = [by_domain(net, stack.take(asked, (slice(None), d)), [test[d]]) for d in range(DOMAINS)]
+    loss, accuracy = (torch.cat([getattr(score, what) for score in scores], dim=1) for what in ("loss", "accuracy"))
+    assert losses.shape == (6, steps)
+    assert (losses[:, -50:].mean(dim=1) < 0.7 * losses[:, :50].mean(dim=1)).all()
+    assert (loss[:3].mean(dim=0) < 0.8 * loss[3:].mean(dim=0)).all()
+    assert (accuracy[:3].mean(dim=0) > accuracy[3:].mean(dim=0)).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_h_at_every_step_trains_for_that_mixture_alone(seed):
+    h = torch.tensor([1.0, 0, 0, 0]).expand(1, 300, DOMAINS)
+    found, _ = trained(soup.soup_of(NET, DOMAINS, [0], [seed]), h, [seed])
+    loss = by_domain(NET, found.base, blobs()).loss[0]
+    assert loss[0] < 0.6 < loss[1:].min()
+
+
+def asked():
+    return torch.tensor([[1.0, 0, 0, 0], [0.25, 0.25, 0.5, 0], [1.0, 0, 0, 0]])
+
+
+def test_models_alone_are_soups_without_experts_that_see_one_h_bit_for_bit():
+    h, seeds = asked(), [4, 7]
+    found = soup.alone(NET, blobs(), h, 30, seeds=seeds, **HOW)
+    each = [4, 4, 4, 7, 7, 7]
+    start, constant = soup.soup_of(NET, DOMAINS, [0] * 6, each), torch.cat([h, h]).unsqueeze(1).repeat(1, 30, 1)
+    wanted, _ = trained(start, constant, each)
+    assert found["1.weight"].shape == (2, 3, 4, 5)
+    assert equal({name: tensor.flatten(0, 1) for name, tensor in found.items()}, wanted.base)
+
+
+def test_models_of_one_seed_begin_alike_and_see_the_same_examples_of_the_same_h():
+    found = soup.alone(NET, blobs(), asked(), 20, seeds=[4, 7], **HOW)
+    assert all(torch.allclose(tensor[:, 0], tensor[:, 2], atol=1e-5) for tensor in found.values())
+    assert not any(torch.allclose(tensor[:, 0], tensor[:, 1], atol=1e-3) for tensor in found.values())
+    still = soup.alone(NET, blobs(), asked(), 1, seeds=[4, 7], batch=16, lr=1e-30)
+    for j in range(3):
+        models = stack.take(still, (slice(None), j))
+        assert equal(models, soup.soup_of(NET, DOMAINS, [0, 0], [4, 7]).base)
+
+
+def test_models_alone_go_on_from_a_start_and_leave_it_as_it_is():
+    start, kept = (stack.init(NET, 2, seed=9) for _ in range(2))
+    still = soup.alone(NET, blobs(), asked(), 1, seeds=[4, 7], start=start, batch=16, lr=1e-30)
+    assert all(torch.equal(still[name], tensor.unsqueeze(1).repeat_interleave(3, 1)) for name, tensor in kept.items())
+    found = soup.alone(NET, blobs(), asked(), 20, seeds=[4, 7], start=start, **HOW)
+    assert equal(start, kept)
+    wanted = soup.soup_of(NET, DOMAINS, [0] * 2, [4, 7])._replace(base=kept)
+    wanted, _ = trained(wanted, asked()[1].expand(2, 20, -1), [4, 7])
+    assert all(torch.allclose(found[name][:, 1], tensor, atol=1e-5) for name, tensor in wanted.base.items())
+    for tensor in found.values():
+        tensor.fill_(7)
+    assert equal(start, kept)
+
+
+def test_each_model_alone_knows_its_own_domain_best():
+    found = soup.alone(NET, blobs(), torch.eye(DOMAINS), 300, seeds=[0], **HOW)
+    loss = by_domain(NET, stack.take(found, 0), blobs()).loss
+    assert torch.equal(loss.argmin(dim=1), torch.arange(DOMAINS))
+    assert torch.equal(loss.argmin(dim=0), torch.arange(DOMAINS))
+
+
+def test_models_alone_of_no_mixture_and_a_start_for_other_seeds_are_refused():
+    with pytest.raises(ParameterError, match="h has 3 weights, expected one for each of 4 domains"):
+        soup.alone(NET, blobs(), torch.eye(3), 5, seeds=[0])
+    with pytest.raises(ParameterError, match="expected weights ≥ 0 that sum to 1"):
+        soup.alone(NET, blobs(), 2 * torch.eye(4), 5, seeds=[0])
+    with pytest.raises(ShapeError, match="12 soups, 8 seeds"):
+        soup.alone(NET, blobs(), torch.eye(4), 5, seeds=[0, 1], start=stack.init(NET, 3, seed=0))
+
+
+BAD = {
+    "negative": ([1.5, -0.5, 0, 0], "expected weights ≥ 0 that sum to 1"),
+    "too much": ([0.5, 0.5, 0.5, 0], "expected weights ≥ 0 that sum to 1"),
+    "too little": ([0.25, 0.25, 0.25, 0], "expected weights ≥ 0 that sum to 1"),
+    "nan": ([float("nan"), 1, 0, 0], "expected weights ≥ 0 that sum to 1"),
+    "too short": ([0.5, 0.25, 0.25], "h has 3 weights, expected one for each of 4 domains"),
+    "too long": ([0.5, 0.5, 0, 0, 0], "h has 5 weights, expected one for each of 4 domains"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_h_that_is_no_weights_is_refused(name):
+    row, message = BAD[name]
+    with pytest.raises(ParameterError, match=message):
+        soup.alphas(lived(), torch.tensor([row]))
+    h = torch.full((1, 3, len(row)), 1 / len(row))
+    h[0, 1] = torch.tensor(row)
+    with pytest.raises(ParameterError, match=message):
+        trained(lived(), h, [0])
+
+
+def test_soups_seeds_and_h_that_do_not_match_are_refused():
+    start, h = lived(seeds=(0, 1)), weights(0, 1)
+    for own, seeds in ((h, [0]), (h, [0, 1, 2]), (h[:1], [0, 1]), (h[:, :0], [0, 1])):
+        with pytest.raises(ShapeError, match=rf"2 soups, {len(seeds)} seeds, h of shape .* expected h for each"):
+            trained(start, own, seeds)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    start, h, few = lived(), weights(0), torch.full((1, 3, 3), 1 / 3)
+    with pytest.raises(ShapeError, match=r"'1\.weight' has shape \(4, 5\), expected \(6, 5\)"):
+        soup.pretrain(stack.mlp(5, [6], 3), start, blobs(), h, seeds=[0])
+    with pytest.raises(ShapeError, match="x brings 6 values per example to layer '1', expected 5"):
+        trained(start, h, [0], blobs(features=6))
+    with pytest.raises(ShapeError, match="x brings 3 values per example to layer '1', expected 4"):
+        trained(start, few, [0], blobs()[:3])
+    with pytest.raises(ShapeError, match="mix needs weights"):
+        soup.combine(start, torch.zeros(1, 2, 5))
+    with pytest.raises(DataError, match="batch = 0"):
+        trained(start, h, [0], batch=0)
+
+
+@pytest.mark.parametrize(
+    ("domains", "experts", "seeds", "hidden"),
+    [(4, [2, 2], [0], 8), (4, [-1], [0], 8), (4, [], [], 8), (4, [2], [0], 0), (0, [2], [0], 8)],
+)
+def test_a_soup_that_cannot_be_is_refused(domains, experts, seeds, hidden):
+    with pytest.raises(ParameterError, match="expected a number ≥ 0 for each seed, 1 or more units and domains"):
+        soup.soup_of(NET, domains, experts, seeds, hidden)
+
+
+NOT_FINITE = "the loss or the weights of model 0 are not finite at step "
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_training_that_leaves_the_finite_numbers_says_where(experts):
+    start = soup.soup_of(NET, DOMAINS, [experts] * 2, [0, 1])
+    with pytest.raises(TrainingError, match=NOT_FINITE + r"\d of 40: try a smaller lr"):
+        trained(start, weights(0, 1), [0, 1], lr=1e30)
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_a_last_step_that_leaves_the_finite_numbers_is_noticed_too(experts):
+    """The loss is of the weights before the step, and they were finite."""
+    start = soup.soup_of(NET, DOMAINS, [experts] * 2, [0, 1])
+    with pytest.raises(TrainingError, match=NOT_FINITE + "1 of 1: try a smaller lr"):
+        trained(start, weights(0, 1, steps=1), [0, 1], lr=3e38)
+
+
+def test_a_soup_begins_alike_whatever_stands_beside_it():
+    one, three = soup.soup_of(NET, DOMAINS, [2], [5]), soup.soup_of(NET, DOMAINS, [4, 2, 0], [1, 5, 5])
+    assert equal(stack.take(three.base, [1]), one.base)
+    for name, tensor in one.router.items():
+        cut = three.router[name][1:2, :2] if name.startswith("3") else three.router[name][1:2]
+        assert torch.equal(cut, tensor)
+    assert not three.router["3.weight"][1, 2:].any()
+    assert not three.router["3.bias"][2].any()
+
+
+KINDS = {"generic": (0, None), "soup": (3, Law((1, 2)))}
+
+
+def test_kinds_are_cooked_as_each_would_be_alone_in_the_order_of_seeds():
+    both = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW)
+    assert list(both) == list(KINDS)
+    assert len(both["generic"].experts["1.weight"][0]) == 0
+    for name, kind in KINDS.items():
+        one = soup.cook(NET, blobs(), {name: kind}, 40, seeds=[1], **HOW)
+        assert same(one_of(both[name], 1), one[name], atol=1e-4)
+        assert len(both[name].base["1.weight"]) == 2
+
+
+def test_one_domain_each_is_the_mean_of_every_specialist_at_home():
+    soups, domains = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW), blobs()
+    loss, right = soup.one_domain_each(NET, soups, domains)
+    assert loss.shape == right.shape == (2, 2)
+    for j, each in enumerate(soups.values()):
+        models = soup.specialists(each, torch.eye(DOMAINS))
+        home = [evaluate(NET, stack.take(models, (slice(None), d)), split) for d, split in enumerate(domains)]
+        assert torch.allclose(loss[:, j], torch.stack([score.loss for score in home]).mean(dim=0), atol=1e-5)
+        assert torch.allclose(right[:, j], torch.stack([score.accuracy for score in home]).mean(dim=0), atol=1e-5)

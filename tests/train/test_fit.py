@@ -1,0 +1,240 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from paramarket import data, stack, train
+from paramarket.base import stream
+from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
+from paramarket.train.fit import _batches
+
+NET = stack.mlp(64, [16], 10)
+
+
+@pytest.fixture(scope="module")
+def some(digits):
+    return [data.holding(digits.train, [k], 0.2, stream(0, k)) for k in range(3)]
+
+
+def close(one, other, atol=1e-5):
+    return all(torch.allclose(one[name], other[name], atol=atol) for name in one)
+
+
+def plain_steps(net, split, steps, opt):
+    """What anyone would write with PyTorch alone: the reference for a stack's training."""
+    for _ in range(steps):
+        opt.zero_grad()
+        cross_entropy(net.train()(split.x), split.y).backward()
+        opt.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["one-cycle", "constant"])
+def test_a_stack_of_three_equals_three_alone(some, optimizer, schedule):
+    how = {"steps": 20, "batch": 32, "lr": 1e-2, "optimizer": optimizer, "schedule": schedule}
+    start = stack.init(NET, 3, seed=0)
+    together = train.fit(NET, start, some, seed=[5, 6, 7], **how)
+    for k in range(3):
+        alone = train.fit(NET, stack.take(start, [k]), some[k], seed=[5 + k], **how)
+        assert close(stack.take(together.stack, [k]), alone.stack)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_equals_a_plain_pytorch_loop(digits, optimizer):
+    few = data.Split(digits.train.x[:50], digits.train.y[:50])  # one batch is all there is: its order cannot matter
+    start = stack.init(NET, 2, seed=0)
+    how = {"batch": 50, "lr": 1e-2, "optimizer": optimizer, "schedule": "constant", "weight_decay": 0.1}
+    fitted = train.fit(NET, start, few, steps=20, **how).stack
+    for k in range(2):
+        plain = stack.mlp(64, [16], 10)
+        plain.load_state_dict(stack.take(start, k))
+        opt = {
+            "adamw": torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1),
+            "sgd": torch.optim.SGD(plain.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1),
+        }[optimizer]
+        plain_steps(plain, few, 20, opt)
+        assert close(stack.take(fitted, k), dict(plain.named_parameters()))
+
+
+def test_the_general_path_trains_like_the_batched_one(some):
+    class Same(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = stack.mlp(64, [16], 10)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    start = stack.init(NET, 3, seed=0)
+    renamed = {f"inner.{name}": tensor for name, tensor in start.items()}
+    batched = train.fit(NET, start, some, steps=20).stack
+    general = train.fit(Same(), renamed, some, steps=20).stack
+    assert close({f"inner.{name}": tensor for name, tensor in batched.items()}, general)
+
+
+def test_batch_norm_trains_with_batch_statistics_as_each_module_alone(digits):
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 10))
+    few = data.Split(digits.train.x[:40], digits.train.y[:40])
+    start = stack.init(net, 2, seed=0)
+    fitted = train.fit(net, start, few, steps=5, batch=40, lr=1e-2, schedule="constant").stack
+    for k in range(2):
+        net.load_state_dict(stack.take(start, k), strict=False)
+        plain_steps(net, few, 5, torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.01))
+        expected = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+        assert close(stack.take(fitted, k), expected, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(some):
+    start = stack.init(NET, 3, seed=0)
+    one, again, other = (train.fit(NET, start, some, epochs=2, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(one.stack[name], again.stack[name]) for name in start)
+    assert not any(torch.equal(one.stack[name], other.stack[name]) for name in start)
+    assert one.history.equals(again.history)
+
+
+def test_fit_leaves_its_input_and_the_global_generator_alone(some):
+    start = stack.init(NET, 3, seed=0)
+    before = {name: tensor.clone() for name, tensor in start.items()}
+    state = torch.get_rng_state()
+    train.fit(NET, start, some, steps=3)
+    assert all(torch.equal(start[name], before[name]) for name in start)
+    assert not any(tensor.requires_grad for tensor in start.values())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_optimiser_goes_on_from_a_state(digits, optimizer):
+    few = data.Split(digits.train.x[:50], digits.train.y[:50])  # one batch is all there is: its order cannot matter
+    how = {"batch": 50, "schedule": "constant", "optimizer": optimizer}
+    start = stack.init(NET, 2, seed=0)
+    straight = train.fit(NET, start, few, steps=10, **how)
+    half = train.fit(NET, start, few, steps=5, **how)
+    rest = train.fit(NET, half.stack, few, steps=5, state=half.state, **how)
+    fresh = train.fit(NET, half.stack, few, steps=5, **how)
+    assert close(straight.stack, rest.stack, atol=1e-6)
+    assert not close(straight.stack, fresh.stack, atol=1e-6)
+    assert all(len(tensor) == 2 for tensor in half.state.values())
+
+
+def test_a_state_that_does_not_fit_is_refused(digits):
+    few = data.Split(digits.train.x[:50], digits.train.y[:50])
+    start = stack.init(NET, 3, seed=0)
+    state = train.fit(NET, start, few, steps=1).state
+    with pytest.raises(ShapeError, match=r"'step/1\.weight' is \(3,\), expected \(2,\)"):
+        train.fit(NET, stack.take(start, slice(2)), few, steps=1, state=state)
+    with pytest.raises(ShapeError, match=r"'momentum_buffer/1\.weight' is nothing, expected \(3, 16, 64\)"):
+        train.fit(NET, start, few, steps=1, optimizer="sgd", state=state)
+
+
+def test_dropout_is_drawn_from_the_seed_and_leaves_the_global_generator_alone(digits):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+    start, before = stack.init(net, 2, seed=0), torch.get_rng_state()
+    one, again, other = (train.fit(net, start, digits.train, steps=3, seed=seed).stack for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["1.weight"], other["1.weight"])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_epoch_is_counted_in_steps_of_the_largest_split(some):
+    fitted = train.fit(NET, stack.init(NET, 3, seed=0), some, epochs=2, batch=100, keep=(0, 3, 20))
+    per_epoch = -(-max(map(len, some)) // 100)
+    assert fitted.history.step.unique().tolist() == [per_epoch, 2 * per_epoch]
+    assert fitted.history.columns.tolist() == ["epoch", "step", "model", "loss"]
+    assert len(fitted.history) == 2 * 3
+    assert list(fitted.kept) == [0, 3, 20]
+    assert torch.equal(fitted.kept[0]["1.weight"], stack.init(NET, 3, seed=0)["1.weight"])
+    assert torch.equal(fitted.kept[20]["1.weight"], fitted.stack["1.weight"])
+
+
+@given(st.lists(st.integers(3, 40), min_size=1, max_size=4), st.integers(1, 16))
+def test_every_model_sees_its_own_examples_once_a_round(sizes, batch):
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    splits = [
+        data.Split(torch.arange(a, a + n, dtype=torch.float32)[:, None], torch.zeros(n, dtype=torch.long))
+        for a, n in zip(starts.tolist(), sizes, strict=False)
+    ]
+    orders = [stream(0, k) for k in range(len(sizes))]
+    batches = _batches(splits, batch, orders, {"": torch.zeros(1)})
+    rounds = -(-max(sizes) // batch) * 3
+    seen = torch.cat([next(batches)[0][..., 0].clone() for _ in range(rounds)], dim=1)
+    for k, (a, n) in enumerate(zip(starts.tolist(), sizes, strict=False)):
+        whole = seen[k][: len(seen[k]) // n * n].view(-1, n).sort(dim=1).values
+        assert (whole == torch.arange(a, a + n)).all()
+
+
+def test_a_loss_that_is_not_finite_names_model_and_step(digits):
+    start = stack.init(NET, 3, seed=0)
+    start["1.weight"][1] *= float("inf")
+    with pytest.raises(TrainingError, match="of model 1 are not finite at step 0 of 34: try a smaller lr"):
+        train.fit(NET, start, digits.train, epochs=2)
+    with pytest.raises(TrainingError, match="the loss of model 1 is not finite: look at its weights"):
+        train.evaluate(NET, start, digits.test)
+    with pytest.raises(TrainingError, match="of model 0 are not finite at step 1 of 1"):
+        train.fit(NET, stack.init(NET, 1, seed=0), digits.train, steps=1, lr=1e42)
+
+
+def test_bad_settings_are_refused_before_work_starts(digits):
+    start, split = stack.init(NET, 2, seed=0), digits.train
+    with pytest.raises(ParameterError, match="either epochs or steps"):
+        train.fit(NET, start, split)
+    with pytest.raises(ParameterError, match="epochs = 0"):
+        train.fit(NET, start, split, epochs=0)
+    with pytest.raises(ParameterError, match="Did you mean 'adamw'"):
+        train.fit(NET, start, split, epochs=1, optimizer="adam")
+    with pytest.raises(ParameterError, match="unknown schedule 'cosine'"):
+        train.fit(NET, start, split, epochs=1, schedule="cosine")
+    with pytest.raises(ParameterError, match="1 seeds for 2 models"):
+        train.fit(NET, start, split, epochs=1, seed=[1])
+    for wrong in ({"epochs": 1.5}, {"batch": 0}, {"batch": -1}, {"lr": -1.0}, {"lr": float("nan")}):
+        (name,) = wrong
+        with pytest.raises((ParameterError, TypeCheckError), match=name):
+            train.fit(NET, start, split, **({"epochs": 1} | wrong))
+    with pytest.raises(DataError, match="labels from 0 to 12 in the splits for a net with 10 classes"):
+        train.fit(NET, start, data.Split(split.x[:2], torch.tensor([0, 12])), epochs=1)
+    with pytest.raises(ShapeError, match=r"examples of different shapes: \(1, 8, 8\), \(64,\)"):
+        train.fit(NET, start, [split, data.Split(split.x.flatten(1), split.y)], epochs=1)
+    with pytest.raises(ShapeError, match=r"'3\.weight' has shape \(10, 16\), expected \(16, 16\)"):
+        train.fit(stack.mlp(64, [16, 16], 10), start, split, epochs=1)
+    with pytest.raises(ShapeError, match="3 splits for 2 models"):
+        train.fit(NET, start, [split] * 3, epochs=1)
+
+
+def test_one_step_is_enough(digits):
+    assert len(train.fit(NET, stack.init(NET, 1, seed=0), digits.train, steps=1).history) == 1
+
+
+def test_evaluate_weighs_every_example_the_same(digits):
+    many = stack.init(NET, 2, seed=0)
+    whole, parts = (train.evaluate(NET, many, digits.test, batch=batch) for batch in (10_000, 7))
+    logits = stack.forward(NET, many, digits.test.x)
+    for k in range(2):
+        hit = logits[k].argmax(-1) == digits.test.y
+        assert whole.loss[k].item() == pytest.approx(cross_entropy(logits[k], digits.test.y).item(), abs=1e-5)
+        assert whole.accuracy[k].item() == pytest.approx(hit.float().mean().item(), abs=1e-6)
+        assert whole.class_accuracy[k, 3].item() == pytest.approx(
+            hit[digits.test.y == 3].float().mean().item(), abs=1e-6
+        )
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
+
+
+def test_evaluate_says_nan_of_a_class_it_has_no_example_of_and_refuses_unknown_labels(digits):
+    many, only = stack.init(NET, 1, seed=0), digits.test.y == 3
+    score = train.evaluate(NET, many, data.Split(digits.test.x[only], digits.test.y[only]))
+    assert score.class_accuracy[0].isnan().tolist() == [k != 3 for k in range(10)]
+    with pytest.raises(DataError, match="label 12 in a split for a net with 10 classes"):
+        train.evaluate(NET, many, data.Split(digits.test.x[:1], torch.tensor([12])))
+
+
+def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):
+    net = data.torchvision().models.resnet18(num_classes=10)
+    few = data.Split(digits.train.x[:8].expand(-1, 3, -1, -1).repeat(1, 1, 4, 4), digits.train.y[:8])
+    start = stack.init(net, 2, seed=0)
+    fitted = train.fit(net, start, few, steps=2, batch=8, lr=1e-3, schedule="constant").stack
+    for k in range(2):
+        net.load_state_dict(stack.take(start, k), strict=False)
+        plain_steps(net, few, 2, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01))
+        assert torch.allclose(fitted["bn1.running_mean"][k], net.bn1.running_mean, atol=1e-3)
+        assert torch.allclose(fitted["fc.weight"][k], net.fc.weight, atol=3e-3)
