@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from paramarket import align, stack
+from paramarket.errors import ShapeError
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(0, 3), st.integers(2, 5))
 
@@ -37,7 +38,7 @@ def test_gradients_reach_a_stack_of_residual_nets_as_they_reach_one():
     start = {name: tensor.double() for name, tensor in stack.init(net, 2, seed=0).items()}
     x = torch.randn(5, 3, dtype=torch.float64)
     many = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-    stack.run(net, many, x, shared=True, training=True).square().sum().backward()
+    stack.apply(net, many, x, shared=True, training=True).square().sum().backward()
     for k in range(2):
         one = {name: tensor[k].clone().requires_grad_() for name, tensor in start.items()}
         functional_call(net, one, (x,)).square().sum().backward()
@@ -55,3 +56,45 @@ def test_one_order_holds_for_the_whole_stream():
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Linear(2, 3), nn.Sequential(nn.ReLU(True))])
 def test_what_is_not_dense_is_left_to_the_general_path(net):
     assert not stack.is_dense(net)
+
+
+@given(SHAPES)
+def test_the_plan_of_an_mlp_computes_what_the_net_does(shape):
+    for net in (stack.residual_mlp(*shape), stack.mlp(shape[0], [shape[1]] * shape[2], shape[3])):
+        many, x = stack.init(net, 3, seed=0), torch.randn(5, shape[0])
+        h = x.expand(3, -1, -1)
+        for layer in stack.dense_plan(net):
+            h = layer.output(h, stack.linear(net, many, layer.name, h))
+        assert torch.allclose(h, stack.forward(net, many, x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()),
+        nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+        nn.Sequential(nn.ReLU(), nn.Linear(3, 4), nn.Linear(4, 2)),
+        nn.Conv2d(1, 2, 3),
+    ],
+)
+def test_what_is_no_plain_mlp_has_no_plan(net):
+    with pytest.raises(ShapeError, match="expected an MLP as"):
+        stack.dense_plan(net)
+
+
+def test_the_first_layer_and_what_follows_are_the_net():
+    net = stack.residual_mlp(3, 4, 2, 2)
+    many, x = stack.init(net, 2, seed=0), torch.randn(5, 3)
+    name, rest = stack.split_first(net)
+    first = stack.linear(net, many, name, x)
+    assert torch.equal(stack.apply(rest, many, first, shared=False, training=False), stack.forward(net, many, x))
+    assert stack.split_first(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())) is None
+    assert stack.split_first(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(3, 2))) is None
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 8), max_size=3), st.integers(1, 5))
+def test_an_mlp_is_read_off_its_weights(inputs, hidden, classes):
+    net = stack.mlp(inputs, hidden, classes)
+    assert str(stack.mlp_of(stack.init(net, 2, seed=0))) == str(net)

@@ -1,13 +1,14 @@
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from orders import equal
 from torch import nn
 from torch.func import functional_call
 
 from paramarket import stack
-from paramarket.errors import ShapeError, WeightsError
+from paramarket.errors import ShapeError
 
 SHAPES = st.tuples(st.integers(1, 9), st.lists(st.integers(1, 8), max_size=3), st.integers(2, 5))
 COPIES = st.integers(1, 5)
@@ -20,10 +21,6 @@ def models(shape, copies, seed=0):
 
 def conv_net():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @given(SHAPES, COPIES)
@@ -220,71 +217,6 @@ def test_examples_of_the_wrong_shape_are_refused():
         stack.forward(net, many, torch.randn(3))
 
 
-@given(SHAPES)
-def test_saving_and_loading_is_exact(tmp_path_factory, digits, shape):
-    net, many = models(shape, 1)
-    path = tmp_path_factory.mktemp("weights") / "a.safetensors"
-    card = stack.card(net, digits)
-    stack.save(path, stack.take(many, 0), card)
-    assert equal(stack.load(path, card), stack.take(many, 0))
-    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
-
-
-def test_another_interface_is_refused_by_field(tmp_path, digits):
-    net, many = models((64, [4], 10), 1)
-    card = stack.card(net, digits)
-    stack.save(tmp_path / "a.safetensors", stack.take(many, 0), card)
-    with pytest.raises(WeightsError, match=r"another interface: classes is \[.*\], expected other"):
-        stack.load(tmp_path / "a.safetensors", {**card, "classes": "other"})
-    save_file(stack.take(many, 0), tmp_path / "bare.safetensors")
-    assert equal(stack.load(tmp_path / "bare.safetensors"), stack.take(many, 0))
-    with pytest.raises(WeightsError, match="architecture is no such entry"):
-        stack.load(tmp_path / "bare.safetensors", card)
-
-
-def test_a_pickle_is_refused_with_the_conversion(tmp_path):
-    torch.save({"w": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=r"is a pickle.*refused.*weights_only=True.*a\.safetensors"):
-        stack.load(tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(tmp_path, value):
-    bad = {"w": torch.tensor([1.0, value])}
-    with pytest.raises(WeightsError, match="'w' holds values that are NaN or infinite"):
-        stack.save(tmp_path / "a.safetensors", bad, {})
-    assert not list(tmp_path.iterdir())
-    save_file(bad, tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match="'w' holds values that are NaN or infinite"):
-        stack.load(tmp_path / "a.safetensors")
-
-
-def test_damaged_and_missing_files_are_refused(tmp_path, digits):
-    net, many = models((64, [4], 10), 1)
-    path = tmp_path / "a.safetensors"
-    stack.save(path, stack.take(many, 0), stack.card(net, digits))
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match="is damaged: its tensors do not have the content hash"):
-        stack.load(path)
-    path.write_bytes(content[:40])
-    with pytest.raises(WeightsError, match="no readable safetensors file"):
-        stack.load(path)
-    with pytest.raises(WeightsError, match="is missing"):
-        stack.load(tmp_path / "b.safetensors")
-
-
-def test_integer_buffers_are_left_out_and_kept_by_the_module(tmp_path):
-    net = conv_net()
-    save_file(net.state_dict(), tmp_path / "a.safetensors")
-    params = stack.load(tmp_path / "a.safetensors")
-    assert "1.num_batches_tracked" not in params
-    net[1].num_batches_tracked += 7
-    assert not net.load_state_dict(params, strict=False).unexpected_keys
-    assert net[1].num_batches_tracked == 7
-
-
 def test_a_probe_sees_what_modules_read_and_say_and_may_change_it():
     net = stack.mlp(4, [3, 5], 2)
     params, x = stack.take(stack.init(net, 1, seed=0), 0), torch.randn(6, 4)
@@ -318,9 +250,77 @@ def test_stacks_that_differ_are_not_chained():
 
 
 def test_flat_lays_the_stacks_of_a_stack_end_to_end():
-    grid = {name: t.unflatten(0, (2, 3)) for name, t in stack.init(stack.mlp(4, [3], 2), 6, seed=0).items()}
+    grid = stack.unflat(stack.init(stack.mlp(4, [3], 2), 6, seed=0), (2, 3))
     row = stack.flat(grid)
     for k in range(2):
         for j in range(3):
             one, other = stack.take(grid, (k, j)), stack.take(row, 3 * k + j)
             assert all(torch.equal(one[name], other[name]) for name in grid)
+
+
+@given(SHAPES, COPIES)
+def test_map_is_what_it_does_to_each_tensor(shape, copies):
+    _, many = models(shape, copies)
+    _, other = models(shape, copies, seed=1)
+    summed = stack.map(lambda one, two: one + 2 * two, many, other)
+    assert list(summed) == list(many)
+    assert all(torch.equal(summed[name], many[name] + 2 * other[name]) for name in many)
+    assert equal(stack.map(lambda tensor: tensor, many), many)
+
+
+def test_map_names_what_one_of_the_stacks_lacks():
+    _, shallow = models((3, [4], 2), 2)
+    _, deep = models((3, [4, 4], 2), 2)
+    for pair in ((shallow, deep), (deep, shallow)):
+        with pytest.raises(ShapeError, match=r"one of the stacks alone has '5\.(weight|bias)'"):
+            stack.map(torch.add, *pair)
+
+
+@given(SHAPES, COPIES, COPIES)
+def test_counting_is_the_length_of_the_leading_axes(shape, rows, columns):
+    _, many = models(shape, rows * columns)
+    grid = stack.unflat(many, (rows, columns))
+    assert stack.count(many) == rows * columns
+    assert stack.leading(grid, 2) == (rows, columns)
+    assert equal(stack.flat(grid), many)
+    assert equal(stack.unflat(many, (-1, columns)), grid)
+
+
+@given(SHAPES, COPIES)
+def test_vectors_hold_every_weight_once_and_come_back_bit_for_bit(shape, copies):
+    net, many = models(shape, copies)
+    rows = stack.vectors(many)
+    assert rows.shape == (copies, sum(parameter.numel() for parameter in net.parameters()))
+    assert equal(stack.from_vectors(rows, stack.take(many, 0)), many)
+    grid = stack.unflat(many, (1, copies))
+    assert torch.equal(stack.vectors(grid, axes=2)[0], rows)
+
+
+def test_a_layer_owns_its_parameters_in_order():
+    net = stack.residual_mlp(3, 4, 2, 2)
+    assert stack.layers(stack.init(net, 2, seed=0)) == ["1", "3.linear", "4.linear", "5"]
+    assert stack.layer_of("3.linear.bias") == "3.linear"
+
+
+def test_a_copy_shares_no_memory_and_no_gradient():
+    _, many = models((3, [4], 2), 2)
+    many["1.weight"].requires_grad_()
+    copied = stack.copy(many)
+    assert equal(copied, many)
+    assert not copied["1.weight"].requires_grad
+    copied["1.bias"] += 1
+    assert not equal(copied, many)
+
+
+def test_models_on_a_second_device_say_what_they_say_here():
+    net, many = models((3, [4], 2), 2)
+    x = torch.randn(5, 3)
+    with second_device() as device:
+        away = stack.map(lambda tensor: tensor.to(device), many)
+        assert stack.device(away) == device
+        assert stack.device(stack.init(net, 2, seed=0, device=device)) == device
+        assert stack.place(x, away).device == device
+        assert torch.equal(stack.forward(net, away, x).cpu(), stack.forward(net, many, x))
+        halves = stack.mix(torch.tensor([[0.5, 0.5]]), away)
+        assert equal(stack.map(lambda tensor: tensor.cpu(), halves), stack.mix(torch.tensor([[0.5, 0.5]]), many))
+        assert equal(stack.map(lambda tensor: tensor.cpu(), stack.copy(away)), many)

@@ -1,13 +1,16 @@
 """The nets of the notebooks, and how K of them run at once: one batched product a layer.
 
-`stack` passes the builders on: write `stack.mlp`, `stack.residual_mlp`. Any other module runs through torch.func.
+Any other module runs through torch.func. This is the one home of the dense forward: whoever must stop between two
+layers, or mix what they say, takes `linear`, `split_first` or `dense_plan`.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from paramarket.errors import ShapeError
@@ -16,7 +19,17 @@ _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn
 
 
 def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """A multilayer perceptron with ReLU between its layers. Only its structure is used, never its own tensors."""
+    """A multilayer perceptron with ReLU between its layers. Only its structure is used, never its own tensors.
+
+    >>> from paramarket import stack
+    >>> stack.mlp(784, [128], 10)
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=784, out_features=128, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=128, out_features=10, bias=True)
+    )
+    """
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise([inputs, *hidden, classes]):
         layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), nn.ReLU()]
@@ -41,7 +54,7 @@ def residual_mlp(inputs: int, width: int, blocks: int, classes: int) -> nn.Seque
 
 
 def is_dense(net: nn.Module) -> bool:
-    """Whether `layers` computes exactly what the net does; a subclass may do something else."""
+    """Whether `dense_outputs` computes exactly what the net does; a subclass may do something else."""
     return type(net) is nn.Sequential and all(
         type(m) in (nn.Linear, Residual)
         or (type(m) is nn.Flatten and (m.start_dim, m.end_dim) == (1, -1))
@@ -50,7 +63,7 @@ def is_dense(net: nn.Module) -> bool:
     )
 
 
-def layers(
+def dense_outputs(
     net: nn.Sequential, stack: Mapping[str, Tensor], x: Tensor, shared: bool, overwrite: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """What every layer of K dense nets says [K, n, units], one batched product each; x is [n, ...] if shared.
@@ -63,9 +76,9 @@ def layers(
             x = x.flatten(1 if shared else 2)
             continue
         if isinstance(layer, nn.Linear):
-            x = _linear(stack, name, layer, x)
+            x = linear(net, stack, name, x)
         elif isinstance(layer, Residual):
-            added = _linear(stack, f"{name}.linear", layer.linear, x)
+            added = linear(net, stack, f"{name}.linear", x)
             x = x + (added.relu_() if overwrite else added.relu())
         else:
             x = x.relu_() if said and type(layer) is nn.ReLU else layer(x)
@@ -73,13 +86,78 @@ def layers(
         yield name, x
 
 
-def _linear(stack: Mapping[str, Tensor], name: str, layer: nn.Linear, x: Tensor) -> Tensor:
-    weight = stack[f"{name}.weight"]
-    if x.shape[-1] != layer.in_features:
-        raise ShapeError(f"x brings {x.shape[-1]} values per example to layer {name!r}, expected {layer.in_features}.")
+def linear(
+    net: nn.Module, stack: Mapping[str, Tensor], layer: str, x: Float[Tensor, "... n units"]
+) -> Float[Tensor, "K n outputs"]:
+    """What the linear layer `layer` of K models says of x [n, in], shared, or [K, n, in], before any activation."""
+    module, weight = net.get_submodule(layer), stack[f"{layer}.weight"]
+    if x.shape[-1] != module.in_features:
+        raise ShapeError(
+            f"x brings {x.shape[-1]} values per example to layer {layer!r}, expected {module.in_features}."
+        )
     x = x.expand(len(weight), *x.shape) if x.ndim == 2 else x
-    bias = weight.new_zeros(1, 1) if layer.bias is None else stack[f"{name}.bias"]
+    bias = weight.new_zeros(1, 1) if module.bias is None else stack[f"{layer}.bias"]
     return _Linear.apply(x, weight, bias)
+
+
+def split_first(net: nn.Module) -> tuple[str, nn.Sequential] | None:
+    """The first layer of a dense net that begins with a linear one, and what follows it as a net of its own.
+
+    None for any other net. Parameters keep their names, so a stack of the net runs in what follows as well.
+    """
+    if not is_dense(net):
+        return None
+    parts = list(net._modules.items())
+    first = next((k for k, (_, part) in enumerate(parts) if not isinstance(part, nn.Flatten)), len(parts))
+    rest = parts[first + 1 :]
+    if not rest or type(parts[first][1]) is not nn.Linear:
+        return None
+    return parts[first][0], nn.Sequential(OrderedDict(rest))
+
+
+class DenseLayer(NamedTuple):
+    """One layer of an MLP with ReLUs: its linear part's name, whether a ReLU follows, whether it adds to what it reads.
+
+    The linear part is the submodule `name` of the net.
+    """
+
+    name: str
+    relu: bool
+    residual: bool
+
+    def output(self, h: Float[Tensor, "... inputs"], linear: Float[Tensor, "... outputs"]) -> Tensor:
+        """What the layer passes on [..., outputs], having read h, when its linear part says `linear`."""
+        said = linear.relu() if self.relu else linear
+        return h + said if self.residual else said
+
+
+def dense_plan(net: nn.Module) -> list[DenseLayer]:
+    """The layers of an MLP as `mlp` or `residual_mlp` makes it; ShapeError for any other net.
+
+    Every linear layer has a bias, and every one but the last a ReLU behind it.
+    """
+    parts = [(name, part) for name, part in net._modules.items() if not isinstance(part, nn.Flatten)]
+    linears = [part for _, part in parts if isinstance(part, nn.Linear)]
+    plan = []
+    for k, (name, part) in enumerate(parts):
+        if isinstance(part, Residual):
+            plan.append(DenseLayer(f"{name}.linear", relu=True, residual=True))
+        elif isinstance(part, nn.Linear):
+            followed = k + 1 < len(parts) and type(parts[k + 1][1]) is nn.ReLU
+            plan.append(DenseLayer(name, relu=followed, residual=False))
+    relus = sum(type(part) is nn.ReLU for _, part in parts)
+    known = {type(part) for _, part in parts} <= {nn.Linear, nn.ReLU, Residual}
+    fits = known and is_dense(net) and relus == len(linears) - 1 and not plan[-1].relu and not plan[-1].residual
+    if not fits or not all(layer.relu for layer in plan[:-1]) or any(part.bias is None for part in linears):
+        raise ShapeError(f"expected an MLP as `stack.mlp` or `stack.residual_mlp` makes it, got {net}.")
+    return plan
+
+
+def mlp_of(models: Mapping[str, Tensor]) -> nn.Sequential:
+    """The plain MLP whose models a stack [K] holds, read off the shapes of their weights [K, out, in]."""
+    shapes = [tensor.shape for name, tensor in models.items() if name.endswith("weight")]
+    *hidden, last = [shape[1] for shape in shapes]
+    return mlp(shapes[0][2], hidden, last)
 
 
 class _Linear(torch.autograd.Function):

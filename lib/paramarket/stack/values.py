@@ -1,11 +1,8 @@
-"""Models as values. A model is its parameters; a stack is K models side by side on one more leading axis.
+"""Models as values: what can be done with K of them at once, whatever their net."""
 
-Two verbs live here: `forward` runs all K models at once, `mix` makes new models as weighted sums.
-"""
-
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,26 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from paramarket.base import lent, stream
+from paramarket.base import lend_generator, stream
 from paramarket.errors import ShapeError, unknown
-from paramarket.stack.files import Params, card, card_of, content_hash, load, save
-from paramarket.stack.nets import is_dense, layers, mlp, residual_mlp
-
-__all__ = [
-    "Params",
-    "Stack",
-    "card",
-    "card_of",
-    "chain",
-    "check",
-    "compare",
-    "content_hash",
-    "features",
-    "flat",
-    "forward",
-    "init",
-]
-__all__ += ["join", "load", "mix", "mlp", "probe", "residual_mlp", "run", "save", "take"]
+from paramarket.stack.files import Params
+from paramarket.stack.nets import dense_outputs, is_dense
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
@@ -43,13 +24,13 @@ def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "c
 
     The k-th model depends on `seed` and k alone, not on how many there are.
     """
-    blank = copy.deepcopy(net)
+    blank = deepcopy(net)
     models = [_initial(blank, stream(seed, "init", k)) for k in range(copies)]
-    return {name: tensor.to(device) for name, tensor in join(models).items()}
+    return map(lambda tensor: tensor.to(device), join(models))
 
 
 def _initial(net: nn.Module, generator: torch.Generator) -> Params:
-    with lent(generator):
+    with lend_generator(generator):
         for path, module in net.named_modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -71,15 +52,15 @@ def join(models: Sequence[Params]) -> Stack:
         raise ShapeError("nothing to join: expected one or more models, got none.")
     for model in models[1:]:
         compare(model, models[0], "the models to join")
-    return {name: torch.stack([model[name] for model in models]) for name in models[0]}
+    return map(lambda *tensors: torch.stack(tensors), *models)
 
 
 def chain(stacks: Iterable[Stack]) -> Stack:
     """All models of all stacks in one stack, one stack behind the other."""
     stacks = list(stacks)
     for stack in stacks[1:]:
-        compare(stack, {name: tensor[0] for name, tensor in stacks[0].items()}, "the stacks to chain", skip=1)
-    return {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+        compare(stack, take(stacks[0], 0), "the stacks to chain", skip=1)
+    return map(lambda *tensors: torch.cat(tensors), *stacks)
 
 
 def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, skip: int = 0) -> None:
@@ -93,14 +74,100 @@ def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: s
             raise ShapeError(f"{what} do not fit: {name!r} has shape {shape}, expected {wanted}.")
 
 
+def map(fn: Callable[..., Tensor], *stacks: Mapping[str, Tensor]) -> Stack:
+    """The stack that holds, under every name, `fn` of what the given stacks (or models) hold there.
+
+    Raises ShapeError naming a parameter that one of them lacks.
+
+    >>> from paramarket import stack
+    >>> models = stack.init(stack.mlp(4, [3], 2), copies=5, seed=0)
+    >>> doubled = stack.map(lambda tensor: 2 * tensor, models)
+    >>> bool((doubled["1.bias"] == 2 * models["1.bias"]).all())
+    True
+    """
+    first, *others = stacks
+    for other in others:
+        for name in first.keys() ^ other.keys():
+            raise ShapeError(f"one of the stacks alone has {name!r}: {unknown('parameter', name, first)}")
+    return {name: fn(*(stack[name] for stack in stacks)) for name in first}
+
+
+def count(models: Stack) -> int:
+    """How many models a stack holds.
+
+    >>> from paramarket import stack
+    >>> stack.count(stack.init(stack.mlp(4, [3], 2), copies=5, seed=0))
+    5
+    """
+    return leading(models, 1)[0]
+
+
+def leading(models: Stack, axes: int) -> tuple[int, ...]:
+    """The lengths of the first axes: (K,) of a stack [K], (K, J) of a stack of stacks [K, J]."""
+    return tuple(_any(models).shape[:axes])
+
+
+def device(models: Stack | Params) -> torch.device:
+    """Where the models are."""
+    return _any(models).device
+
+
+def place(x: Tensor, models: Stack | Params) -> Tensor:
+    """x [...] on the models' device and in their floating type."""
+    return x.to(_any(models))
+
+
+def _any(models: Stack | Params) -> Tensor:
+    """Any one of the tensors: all share their leading axes, device and type."""
+    return next(iter(models.values()))
+
+
+def copy(models: Stack) -> Stack:
+    """The same numbers in memory of their own, without a gradient."""
+    return map(lambda tensor: tensor.detach().clone(), models)
+
+
 def take(stack: Stack, index: Any) -> Stack | Params:
-    """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it."""
-    return {name: tensor[index] for name, tensor in stack.items()}
+    """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it.
+
+    >>> from paramarket import stack
+    >>> models = stack.init(stack.mlp(4, [3], 2), copies=5, seed=0)
+    >>> stack.count(stack.take(models, slice(2))), tuple(stack.take(models, 0)["1.weight"].shape)
+    (2, (3, 4))
+    """
+    return map(lambda tensor: tensor[index], stack)
 
 
 def flat(stack: Stack) -> Stack:
     """A stack of stacks in one row: [K, J, ...] -> [K · J, ...], those of the first k first."""
-    return {name: tensor.flatten(0, 1) for name, tensor in stack.items()}
+    return map(lambda tensor: tensor.flatten(0, 1), stack)
+
+
+def unflat(stack: Stack, shape: Sequence[int]) -> Stack:
+    """One row as a stack of stacks, [K · J, ...] -> [K, J, ...]: what `flat` undoes. One number may be -1."""
+    return map(lambda tensor: tensor.unflatten(0, tuple(shape)), stack)
+
+
+def vectors(models: Stack, axes: int = 1) -> Float[Tensor, "*models weights"]:
+    """Every model as one vector of all its weights, in the order of the names; `axes` leading axes stay."""
+    return torch.cat([tensor.flatten(axes) for tensor in models.values()], dim=axes)
+
+
+def from_vectors(rows: Float[Tensor, "*models weights"], like: Params) -> Stack:
+    """Vectors of weights as models again, with the names and shapes of the one model `like`; views into `rows`."""
+    parts = rows.split([tensor.numel() for tensor in like.values()], dim=-1)
+    named = zip(like.items(), parts, strict=True)
+    return {name: part.unflatten(-1, tensor.shape) for (name, tensor), part in named}
+
+
+def layer_of(name: str) -> str:
+    """The layer that owns a parameter: "1.weight" belongs to layer "1"."""
+    return name.rpartition(".")[0]
+
+
+def layers(models: Stack | Params) -> list[str]:
+    """The layers with parameters of their own, from the input to the output."""
+    return list(dict.fromkeys(layer_of(name) for name in models))
 
 
 def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
@@ -113,7 +180,7 @@ def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
         if tensor.shape[: len(batch) + 1] != (*batch, weights.shape[-1]):
             shapes = f"weights {tuple(weights.shape)} and {name!r} {tuple(tensor.shape)}"
             raise ShapeError(f"mix needs weights [..., J, K] and a stack [..., K]: got {shapes}.")
-    return {name: _weighted(weights.to(tensor), tensor) for name, tensor in stack.items()}
+    return map(lambda tensor: _weighted(weights.to(tensor), tensor), stack)
 
 
 def _weighted(weights: Tensor, tensor: Tensor) -> Tensor:
@@ -126,16 +193,16 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
 
     An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
     """
-    return run(net, stack, *_placed(net, stack, x), training=False)
+    return apply(net, stack, *_placed(net, stack, x), training=False)
 
 
-def run(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool) -> Tensor:
+def apply(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool) -> Tensor:
     """`forward` without its checks, for a caller at every step: x [K, n, ...], or [n, ...] if shared.
 
     In training mode batch statistics are used, and the running ones in the stack are updated.
     """
     if is_dense(net):
-        *_, (_, out) = layers(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
+        *_, (_, out) = dense_outputs(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
         return out
     counters = _counters(net)
 
@@ -173,19 +240,19 @@ def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], loo
     ]
     try:
         with _mode(net, training=False):
-            functional_call(net, {**params, **_counters(net)}, (x.to(next(iter(params.values()))),))
+            functional_call(net, {**params, **_counters(net)}, (place(x, params),))
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
-    """What every layer of an MLP says: {layer name: [K, n, units]}, in order, the last being the logits."""
+    """What every layer of an MLP says of x, [n, ...] or [K, n, ...]: {layer name: [K, n, units]}, the logits last."""
     if not is_dense(net):
         raise ShapeError(
             f"features needs a Sequential of Flatten, Linear, Residual and activations, got {type(net).__name__}."
         )
-    return dict(layers(net, stack, *_placed(net, stack, x)))
+    return dict(dense_outputs(net, stack, *_placed(net, stack, x)))
 
 
 def check(net: nn.Module, stack: Stack) -> int:
@@ -207,4 +274,4 @@ def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
         )
     if not shared and len(x) not in copies:
         raise ShapeError(f"x has shape {shape}: one batch per model needs a first axis of {copies.pop()} models.")
-    return x.to(next(iter(stack.values()))), shared
+    return place(x, stack), shared
