@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -37,9 +39,18 @@ def test_streams_leave_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_negative_seed_is_refused():
-    with pytest.raises(errors.ParameterError, match="seed = -1"):
-        base.stream(-1)
+@pytest.mark.parametrize("seed", [-1, 0.5, True, "0", None])
+def test_what_is_no_whole_number_is_no_seed(seed):
+    with pytest.raises(errors.ParameterError, match=re.escape(f"seed = {seed!r}, expected a whole number ≥ 0")):
+        base.stream.__wrapped__(seed)
+    if seed not in (-1, "0"):
+        with pytest.raises(errors.ParameterError, match=re.escape(f"purpose = {seed!r}")):
+            base.stream.__wrapped__(0, seed)
+
+
+@given(st.integers(0, 99), st.sampled_from([np.int64, np.int32, np.uint8, torch.tensor]))
+def test_a_whole_number_of_any_make_names_the_same_stream(number, make):
+    assert torch.equal(draws("order", number, seed=number), draws("order", make(number), seed=make(number)))
 
 
 def test_interval_over_seeds_is_students():

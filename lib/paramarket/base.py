@@ -2,13 +2,14 @@
 
 import functools
 import hashlib
+import operator
 import os
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -19,20 +20,44 @@ from scipy.special import stdtrit
 from paramarket.errors import ParameterError, unknown
 
 
-def stream(seed: int, *purpose: str | int) -> torch.Generator:
+def stream(seed: SupportsIndex, *purpose: str | SupportsIndex) -> torch.Generator:
     """A random generator for one purpose: the same names give the same numbers, other names independent ones.
 
+    seed: a whole number ≥ 0, numpy's too · purpose: texts and whole numbers that say what is drawn, and for whom
     Names are hashed with SHA-256 into the entropy of numpy's SeedSequence. Nothing touches torch's global generator.
+    Raises ParameterError for what is no whole number.
+
+    >>> from paramarket import base
+    >>> first, second = base.stream(0, "order", 1), base.stream(0, "order", 2)
+    >>> first.initial_seed() == base.stream(0, "order", 1).initial_seed()
+    True
+    >>> first.initial_seed() == second.initial_seed()
+    False
     """
-    if seed < 0:
-        raise ParameterError(f"seed = {seed}, expected a whole number ≥ 0.")
-    words = [int.from_bytes(hashlib.sha256(repr(name).encode()).digest()) for name in purpose]
+    seed = whole_number("seed", seed, least=0)
+    names = [name if isinstance(name, str) else whole_number("purpose", name) for name in purpose]
+    words = [int.from_bytes(hashlib.sha256(repr(name).encode()).digest()) for name in names]
     state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
+def whole_number(name: str, value: object, least: int | None = None) -> int:
+    """A whole number of any make (Python's, numpy's, a tensor's) as Python's, `least` or more.
+
+    Raises ParameterError that calls it by its `name`; truth values are no numbers.
+    """
+    asked = "a whole number" if least is None else f"a whole number ≥ {least}"
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        raise ParameterError(f"{name} = {value!r}, expected {asked}.")
+    return number
+
+
 @contextmanager
-def lent(generator: torch.Generator) -> Iterator[None]:
+def lend_generator(generator: torch.Generator) -> Iterator[None]:
     """PyTorch draws initial weights and dropout from its global CPU generator alone: lend it the state of `generator`.
 
     When the block ends, the global generator is as it was before.
@@ -58,7 +83,7 @@ def device(name: str = "auto") -> torch.device:
         raise ParameterError(f'device = {name!r} cannot be used here ({error}). Try "auto" or "cpu".') from error
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Whether somebody can see things move: a terminal, or a notebook in a live front end.
 
     papermill and nbconvert offer no keyboard (allow_stdin is off); what they store of a moving picture is its middle.
@@ -81,6 +106,12 @@ def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> I
     kind: "seeds" for a handful of independent runs (Student's t with n - 1 degrees of freedom),
           "examples" for many independent examples (percentile bootstrap, 2,000 resamples, seeded),
           "correlations" for a handful of them: as seeds, on Fisher's scale, so that no end lies beyond ±1.
+    Raises ParameterError for fewer than two values, and for what is not finite.
+
+    >>> from paramarket import base
+    >>> mean, low, high = base.interval([1.0, 2.0, 3.0])
+    >>> print(f"{mean:.1f} [{low:.2f}, {high:.2f}]")
+    2.0 [-0.48, 4.48]
     """
     array = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if array.ndim == 0 or len(array) < 2 or not np.isfinite(array).all():
@@ -91,9 +122,15 @@ def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> I
         raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples", "correlations"]))
     if kind == "correlations":
         fisher = interval(np.arctanh(array.clip(-0.999, 0.999)))  # ±1 would be infinite there
-        return Interval(*(float(part) if np.ndim(part) == 0 else part for part in map(np.tanh, fisher)))
-    mean, (low, high) = array.mean(axis=0), (_student if kind == "seeds" else _bootstrap)(array)
-    return Interval(*(float(part) if np.ndim(part) == 0 else part for part in (mean, low, high)))
+        mean, low, high = np.tanh(fisher)
+        return Interval(_plain(mean), _plain(low), _plain(high))
+    mean = array.mean(axis=0)
+    low, high = _student(array) if kind == "seeds" else _bootstrap(array)
+    return Interval(_plain(mean), _plain(low), _plain(high))
+
+
+def _plain(number: np.ndarray | np.generic) -> float | np.ndarray:
+    return float(number) if np.ndim(number) == 0 else number
 
 
 def _student(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
@@ -108,10 +145,16 @@ def _bootstrap(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | floa
     return low, high
 
 
-@functools.lru_cache(maxsize=4)
 def _resamples(n: int) -> np.ndarray:
-    """[2000, n]: the weight of every example in every resample; drawing them costs more than all that follows."""
+    """[2000, n]: the weight of every example in every resample, kept where that takes little memory (16 MB)."""
+    return _kept_resamples(n) if n <= 1000 else _drawn_resamples(n)
+
+
+def _drawn_resamples(n: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000) / n
+
+
+_kept_resamples = functools.lru_cache(maxsize=4)(_drawn_resamples)  # drawing them costs more than all that follows
 
 
 def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "seeds n"]) -> torch.Tensor:

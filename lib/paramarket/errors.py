@@ -28,8 +28,12 @@ class TrainingError(ParamarketError, ArithmeticError):
     """Training that left the finite numbers."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The text of an error for a name that nobody knows, with the nearest known one offered."""
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The text of an error for a name that nobody knows, with the nearest known one offered.
+
+    >>> unknown("dataset", "digit", ["digits", "mnist-5k"])
+    "unknown dataset 'digit'. Did you mean 'digits'? Known: digits, mnist-5k."
+    """
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
