@@ -1,6 +1,8 @@
 import hashlib
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -116,41 +118,6 @@ def test_a_student_outside_the_class_is_refused(digits, generator):
         data.holding(digits.train, [0], 0.5, generator, student=31)
 
 
-@pytest.mark.parametrize("name", data.DOMAINS)
-def test_a_domain_keeps_the_shape_and_depends_on_its_generator_alone(digits, name):
-    x = digits.test.x[:20]
-    before = torch.get_rng_state()
-    one, again, other = (data.DOMAINS[name](x, stream(0, "domain", k)) for k in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert one.shape == x.shape
-    assert one.isfinite().all()
-    assert torch.equal(one, x) == (name == "upright")
-    assert torch.equal(one, other) == (name not in ("noise", "occlude", "permute-pixels"))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_rotating_goes_counter_clockwise_and_back():
-    x = data.load("mnist-5k").test.x[:8]
-    assert torch.allclose(data.rotate(x, 0.0), x, atol=1e-5)
-    assert torch.allclose(data.rotate(x, 90.0), torch.rot90(x, 1, (2, 3)), atol=1e-4)
-    assert (data.rotate(data.rotate(x, 30.0), -30.0) - x).square().mean() < 0.1 * x.square().mean()
-
-
-def test_turned_images_keep_a_clean_background():
-    x = data.load("mnist-5k").test.x[:8]
-    for turned in (data.rotate(x, 45.0), data.DOMAINS["shear"](x, stream(0))):
-        assert turned.min().item() == pytest.approx(x.min().item(), abs=1e-5)
-        assert (turned < x.min() + 1e-3).float().mean() > 0.6
-
-
-def test_inverting_twice_and_permuting_keep_every_value(digits):
-    x = digits.test.x[:5]
-    invert = data.DOMAINS["invert"]
-    assert torch.allclose(invert(invert(x, None), None), x, atol=1e-5)
-    shuffled = data.DOMAINS["permute-pixels"](x, stream(0))
-    assert torch.equal(shuffled.flatten(1).sort().values, x.flatten(1).sort().values)
-
-
 @given(st.floats(0, 1))
 def test_flipped_labels_are_as_many_as_asked_for_and_never_the_old_ones(digits, share):
     flipped = data.flip_labels(digits.train, share, 10, stream(0, "flip"))
@@ -167,28 +134,11 @@ def test_flipped_labels_are_spread_evenly(digits, generator):
     assert (counts / counts.sum() - 1 / 9).abs().max() < 0.05
 
 
-def test_dropped_pixels_become_background(digits):
-    x = digits.test.x
-    dropped = data.drop_pixels(x, 0.3, stream(0))
-    changed = (dropped != x).float().mean() / (x != x.min()).float().mean()
-    assert changed.item() == pytest.approx(0.3, abs=0.02)
-    assert set(dropped[dropped != x].unique().tolist()) == {x.min().item()}
-
-
 def test_bad_shares_are_refused(digits, generator):
     with pytest.raises(ParameterError, match=r"share = 1\.5"):
         data.flip_labels(digits.train, 1.5, 10, generator)
     with pytest.raises(ParameterError, match=r"share = -0\.1"):
-        data.drop_pixels(digits.train.x, -0.1, generator)
-
-
-def test_turned_keeps_the_labels_and_together_the_order(digits):
-    there = data.turned(digits.audit, 30.0)
-    assert torch.equal(there.y, digits.audit.y)
-    assert torch.equal(there.x, data.rotate(digits.audit.x, 30.0))
-    both = data.together(digits.audit, there)
-    assert torch.equal(both.x, torch.cat([digits.audit.x, there.x]))
-    assert torch.equal(both.y, torch.cat([there.y, there.y]))
+        data.exchange_share(digits.train, digits.quote, -0.1, generator)
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
@@ -196,7 +146,7 @@ def test_exchanged_keeps_the_size_and_draws_no_example_twice(share, seed):
     own, other = (
         data.Split(sign * torch.arange(1.0, n + 1)[:, None], torch.arange(n)) for sign, n in ((1, 20), (-1, 30))
     )
-    found = data.exchanged(own, other, share, stream(seed, "exchange"))
+    found = data.exchange_share(own, other, share, stream(seed, "exchange"))
     assert len(found) == 20
     assert (found.x < 0).sum() == round(20 * share)
     assert len(found.x.unique()) == 20
@@ -205,21 +155,46 @@ def test_exchanged_keeps_the_size_and_draws_no_example_twice(share, seed):
 
 def test_more_than_there_is_cannot_be_exchanged():
     own, other = (data.Split(torch.zeros(n, 1), torch.zeros(n, dtype=torch.long)) for n in (10, 3))
-    assert data.exchanged(own, other, 0.0, stream(0)) is own
+    assert data.exchange_share(own, other, 0.0, stream(0)) is own
     with pytest.raises(DataError, match="5 examples to exchange, the other split has 3"):
-        data.exchanged(own, other, 0.5, stream(0))
+        data.exchange_share(own, other, 0.5, stream(0))
     with pytest.raises(ParameterError, match=r"share = 1\.5"):
-        data.exchanged(own, other, 1.5, stream(0))
+        data.exchange_share(own, other, 1.5, stream(0))
 
 
-def test_a_split_seen_through_domains_keeps_its_labels_and_each_domain_looks_alike_in_all_splits(digits):
-    looks = {name: data.DOMAINS[name] for name in ("upright", "permute-pixels", "noise")}
-    looks |= {"more noise": data.DOMAINS["noise"]}
-    upright, permuted, noise, more = data.seen(digits.quote, looks, seed=0)
-    assert torch.equal(upright.x, digits.quote.x)
-    assert all(torch.equal(view.y, digits.quote.y) for view in (upright, permuted, noise, more))
-    assert not torch.equal(noise.x, more.x)  # each random domain has numbers of its own
-    places = data.Split(torch.arange(64.0).view(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
-    order = data.seen(places, looks, seed=0)[1].x.flatten().long()
-    assert torch.equal(permuted.x.flatten(1), digits.quote.x.flatten(1)[:, order])
-    assert not torch.equal(data.seen(digits.quote, looks, seed=1)[1].x, permuted.x)
+def six_rows(folder):
+    path = folder / "six.csv"
+    path.write_text("a,b,label\n" + "".join(f"{k},{k * k},{'xy'[k % 2]}\n" for k in range(6)))
+    return path
+
+
+def no_rows(folder):
+    path = folder / "none.csv"
+    path.write_text("a,b,label\n")
+    return path
+
+
+def no_arrays(folder):
+    np.savez(folder / "none.npz", x=np.zeros((0, 4)), y=np.zeros(0, dtype=int))
+    return folder / "none.npz"
+
+
+def three_arrays(folder):
+    np.savez(folder / "three.npz", x=np.zeros((3, 4)), y=np.arange(3))
+    return folder / "three.npz"
+
+
+@pytest.mark.parametrize("make", [six_rows, no_rows, three_arrays, no_arrays])
+def test_too_few_examples_for_four_splits_are_refused_with_their_file(tmp_path, make):
+    path = make(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{re.escape(str(path))} has (\d examples of \d classes: too few for four splits|no examples)"
+    ):
+        data.from_files(path)
+
+
+def test_ten_of_each_class_are_enough_for_four_splits(tmp_path):
+    path = tmp_path / "twenty.csv"
+    path.write_text("a,label\n" + "".join(f"{k},{'xy'[k % 2]}\n" for k in range(20)))
+    found = data.from_files(path)
+    assert [len(getattr(found, part)) for part in PARTS] == [12, 2, 2, 4]

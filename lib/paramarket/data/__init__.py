@@ -4,23 +4,19 @@ A `Dataset` has four disjoint splits with one use each: `train` is private to th
 `quote`, the gain that sets a price is measured on `audit`, and `test` is only ever reported.
 """
 
+from paramarket.data.domains import DOMAINS, in_domains, rotate, rotate_split
 from paramarket.data.sources import BUNDLED, torchvision
 from paramarket.data.splits import (
-    DOMAINS,
     NAMES,
     ROOT,
     Dataset,
     Split,
-    drop_pixels,
-    exchanged,
+    concat,
+    exchange_share,
     flip_labels,
     from_files,
     holding,
     load,
-    rotate,
-    seen,
-    together,
-    turned,
 )
 
 __all__ = [
@@ -30,15 +26,14 @@ __all__ = [
     "ROOT",
     "Dataset",
     "Split",
-    "drop_pixels",
-    "exchanged",
+    "concat",
+    "exchange_share",
     "flip_labels",
     "from_files",
     "holding",
+    "in_domains",
     "load",
     "rotate",
-    "seen",
-    "together",
+    "rotate_split",
     "torchvision",
-    "turned",
 ]

@@ -156,6 +156,8 @@ def _table(path: Path) -> Raw:
         raise DataError(f"{path} is no readable .csv ({error}).") from error
     if "label" not in table:
         raise DataError(f"{path} has the columns {', '.join(table.columns[:8])}: expected one called label.")
+    if table.empty:
+        raise DataError(f"{path} has no examples: expected rows beneath its line of names.")
     x = table.drop(columns="label")
     text = [name for name in x if not pd.api.types.is_numeric_dtype(x[name])]
     if text:
@@ -175,4 +177,4 @@ def _labelled(path: Path, x: np.ndarray, y: np.ndarray, classes: np.ndarray | No
     if classes is not None and not np.isin(y, np.arange(len(classes))).all():
         bad = y[~np.isin(y, np.arange(len(classes)))][0]
         raise DataError(f"{path}: unknown label {bad}, expected 0 … {len(classes) - 1}, one for each of its classes.")
-    return Raw(torch.from_numpy(x), torch.from_numpy(np.asarray(index, dtype=np.int64)), tuple(map(str, names)))
+    return Raw(torch.tensor(x), torch.from_numpy(np.asarray(index, dtype=np.int64)), tuple(map(str, names)))

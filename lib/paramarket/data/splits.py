@@ -1,14 +1,11 @@
-"""Datasets checked and split, what one plant holds of them, and what may happen to them."""
+"""Four disjoint splits of every set, and what one plant, or one student of thirty, holds of them."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from paramarket.base import stream
 from paramarket.data import sources
@@ -69,7 +66,7 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
     if name not in NAMES:
         raise DataError(unknown("dataset", name, NAMES))
     reader = sources.bundled if name in sources.BUNDLED else sources.downloaded
-    return _dataset(name, reader(name, Path(root)))
+    return _dataset(name, reader(name, Path(root)), f"the set {name!r}")
 
 
 def from_files(path: Path | str) -> Dataset:
@@ -78,11 +75,18 @@ def from_files(path: Path | str) -> Dataset:
     An .npz holds `x`, `y` and, if you like, `classes`; a .csv a column `label` beside numbers. Raises DataError that
     names the file for what cannot be read, ragged sizes, missing values and unknown labels.
     """
-    return _dataset(Path(path).stem, sources.files(Path(path)))
+    return _dataset(Path(path).stem, sources.files(Path(path)), str(path))
 
 
-def _dataset(name: str, raw: sources.Raw) -> Dataset:
+def _dataset(name: str, raw: sources.Raw, where: str) -> Dataset:
+    """Raises DataError, naming `where` the examples are from, for too few of them to give every split one."""
     parts = _stratified(raw.y, raw.tested, stream(0, "split", name))
+    empty = [part for part, index in parts.items() if len(index) == 0]
+    if empty:
+        raise DataError(
+            f"{where} has {len(raw.y)} examples of {len(raw.classes)} classes: too few for four splits, "
+            f"{' and '.join(empty)} would be empty. Give ten or more of each class."
+        )
     train = raw.x[parts["train"]]
     axes = [axis for axis in range(raw.x.ndim) if axis != 1]
     mean, std = train.mean(dim=axes), train.std(dim=axes)
@@ -108,7 +112,8 @@ def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> di
         for part, chosen in zip(shares, members.tensor_split(ends), strict=True):
             parts[part].append(chosen)
     own = {} if tested is None else {"test": torch.arange(len(y) - tested, len(y))}
-    return {part: torch.cat(chosen) for part, chosen in parts.items()} | own
+    none = torch.empty(0, dtype=torch.long)  # a set without examples has no label to cut by
+    return {part: torch.cat([none, *chosen]) for part, chosen in parts.items()} | own
 
 
 def holding(
@@ -126,7 +131,7 @@ def holding(
     one of `classes` does not occur.
     """
     first, every = (0, 1) if student is None else (student - 1, students)
-    _share("keep", keep)
+    _check_share("keep", keep)
     if not 0 <= first < every:
         raise ParameterError(f"student = {student}, expected a number from 1 to {students}.")
     kept = torch.zeros(len(split), dtype=torch.bool)
@@ -140,111 +145,34 @@ def holding(
     return Split(split.x[kept], split.y[kept])
 
 
-def _share(name: str, value: float) -> None:
+def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ParameterError(f"{name} = {value}, expected a share between 0 and 1.")
 
 
 def flip_labels(split: Split, share: float, classes: int, generator: torch.Generator) -> Split:
     """Label noise: a random `share` of the examples gets another of the `classes` labels, each equally likely."""
-    _share("share", share)
+    _check_share("share", share)
     chosen = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
     y = split.y.clone()
     y[chosen] = (y[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
     return Split(split.x, y)
 
 
-def drop_pixels(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Missing pixels: each of x [n, ...] is set to the background, the smallest value, with probability `share`."""
-    _share("share", share)
-    return torch.where(torch.rand(x.shape, generator=generator) < share, x.min(), x)
-
-
-def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float[Tensor, "n channels height width"]:
-    """Images turned counter-clockwise about their centre, bilinear, on the background."""
-    return _turn(x, angle=-float(degrees), shear=0.0)
-
-
-def turned(split: Split, degrees: float) -> Split:
-    """The same labels for the same images, turned (see `rotate`)."""
-    return Split(rotate(split.x, degrees), split.y)
-
-
-def together(*splits: Split) -> Split:
+def concat(*splits: Split) -> Split:
     """The examples of all, one split after another."""
     return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
 
 
-def exchanged(own: Split, other: Split, share: float, generator: torch.Generator) -> Split:
+def exchange_share(own: Split, other: Split, share: float, generator: torch.Generator) -> Split:
     """`own` with a random share of its examples exchanged for as many of `other`, drawn without repetition."""
-    _share("share", share)
+    _check_share("share", share)
     count = round(share * len(own))
     if count > len(other):
         raise DataError(f"{count} examples to exchange, the other split has {len(other)}: take a smaller share.")
     if count == 0:
         return own
-    keep, take = (torch.randperm(len(split), generator=generator) for split in (own, other))
-    parts = [(own, keep[count:]), (other, take[:count])]
-    return together(*(Split(split.x[index], split.y[index]) for split, index in parts if len(index)))
-
-
-def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
-    """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
-    v2, low = _transforms(), x.min()
-    how = {"translate": [0, 0], "scale": 1.0, "interpolation": v2.InterpolationMode.BILINEAR}
-    return low + v2.functional.affine(x - low, angle=angle, shear=[shear, 0.0], **how)
-
-
-def _transforms() -> ModuleType:
-    """torchvision's, imported when first needed: it takes longer than all the rest."""
-    sources.torchvision()
-    from torchvision.transforms import v2
-
-    return v2
-
-
-def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A square of a third of the side is hidden, in each image elsewhere."""
-    n, _, height, width = x.shape
-    side = max(1, height // 3)
-    top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (height, width))
-    rows, columns = torch.arange(height), torch.arange(width)
-    hidden = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
-    return torch.where(hidden[:, None], x.min(), x)
-
-
-def _edges(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Strength of Sobel's gradient, stretched over the range of the images."""
-    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(x.shape[1], 1, 1, 1)
-    slopes = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), kernels, groups=x.shape[1])
-    strength = slopes.unflatten(1, (x.shape[1], 2)).norm(dim=2)
-    return x.min() + (x.max() - x.min()) * strength / strength.amax().clamp_min(1e-12)
-
-
-def _permute_pixels(x: Tensor, generator: torch.Generator) -> Tensor:
-    """One random order of the pixels for all images; equal generators, equal orders."""
-    order = torch.randperm(x[0, 0].numel(), generator=generator)
-    return x.flatten(2)[..., order].view_as(x)
-
-
-# name -> what it makes of images x [n, channels, height, width]; what is random comes from the generator alone
-DOMAINS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "upright": lambda x, generator: x,
-    "rotate": lambda x, generator: rotate(x, 45.0),
-    "invert": lambda x, generator: x.max() + x.min() - x,
-    "noise": lambda x, generator: x + 0.7 * torch.randn(x.shape, generator=generator),
-    "blur": lambda x, generator: _transforms().functional.gaussian_blur(x, kernel_size=[5, 5], sigma=[1.5, 1.5]),
-    "occlude": _occlude,
-    "shear": lambda x, generator: _turn(x, angle=0.0, shear=30.0),
-    "edges": _edges,
-    "permute-pixels": _permute_pixels,
-}
-
-
-def seen(split: Split, domains: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]], seed: int) -> list[Split]:
-    """One split in every domain (see `DOMAINS`), the same images and labels in each.
-
-    seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits
-    """
-    return [Split(make(split.x, stream(seed, "domain", name)), split.y) for name, make in domains.items()]
+    kept = torch.randperm(len(own), generator=generator)[count:]
+    taken = torch.randperm(len(other), generator=generator)[:count]
+    exchanged = Split(other.x[taken], other.y[taken])
+    return concat(Split(own.x[kept], own.y[kept]), exchanged) if len(kept) else exchanged

@@ -1,0 +1,89 @@
+"""What may happen to images: domains, the same images seen through another camera."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from paramarket.base import stream
+from paramarket.data import sources
+from paramarket.data.splits import Split
+
+Domain = Callable[[Tensor, torch.Generator], Tensor]  # images [n, channels, height, width], as another camera sees them
+
+
+def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float[Tensor, "n channels height width"]:
+    """Images turned counter-clockwise about their centre, bilinear, on the background."""
+    return _turn(x, angle=-float(degrees), shear=0.0)
+
+
+def rotate_split(split: Split, degrees: float) -> Split:
+    """The same labels for the same images, turned (see `rotate`)."""
+    return Split(rotate(split.x, degrees), split.y)
+
+
+def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
+    """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
+    v2, low = _transforms(), x.min()
+    how = {"translate": [0, 0], "scale": 1.0, "interpolation": v2.InterpolationMode.BILINEAR}
+    return low + v2.functional.affine(x - low, angle=angle, shear=[shear, 0.0], **how)
+
+
+def _transforms() -> ModuleType:
+    """torchvision's, imported when first needed: it takes longer than all the rest."""
+    sources.torchvision()
+    from torchvision.transforms import v2
+
+    return v2
+
+
+def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A square of a third of the side is hidden, in each image elsewhere."""
+    n, _, height, width = x.shape
+    side = max(1, height // 3)
+    top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (height, width))
+    rows, columns = torch.arange(height), torch.arange(width)
+    hidden = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    return torch.where(hidden[:, None], x.min(), x)
+
+
+def _edges(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Strength of Sobel's gradient, stretched over the range of the images."""
+    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(x.shape[1], 1, 1, 1)
+    slopes = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), kernels, groups=x.shape[1])
+    strength = slopes.unflatten(1, (x.shape[1], 2)).norm(dim=2)
+    return x.min() + (x.max() - x.min()) * strength / strength.amax().clamp_min(1e-12)
+
+
+def _permute_pixels(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One random order of the pixels for all images; equal generators, equal orders."""
+    order = torch.randperm(x[0, 0].numel(), generator=generator)
+    return x.flatten(2)[..., order].view_as(x)
+
+
+# name -> what it makes of images x [n, channels, height, width]; what is random comes from the generator alone
+DOMAINS: dict[str, Domain] = {
+    "upright": lambda x, generator: x,
+    "rotate": lambda x, generator: rotate(x, 45.0),
+    "invert": lambda x, generator: x.max() + x.min() - x,
+    "noise": lambda x, generator: x + 0.7 * torch.randn(x.shape, generator=generator),
+    "blur": lambda x, generator: _transforms().functional.gaussian_blur(x, kernel_size=[5, 5], sigma=[1.5, 1.5]),
+    "occlude": _occlude,
+    "shear": lambda x, generator: _turn(x, angle=0.0, shear=30.0),
+    "edges": _edges,
+    "permute-pixels": _permute_pixels,
+}
+
+
+def in_domains(
+    split: Split, domains: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]], seed: int
+) -> list[Split]:
+    """One split in every domain (see `DOMAINS`), the same images and labels in each.
+
+    seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits
+    """
+    return [Split(make(split.x, stream(seed, "domain", name)), split.y) for name, make in domains.items()]
