@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
+from orders import equal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -36,9 +39,9 @@ def plain_steps(net, split, steps, opt):
 def test_a_stack_of_three_equals_three_alone(some, optimizer, schedule):
     how = {"steps": 20, "batch": 32, "lr": 1e-2, "optimizer": optimizer, "schedule": schedule}
     start = stack.init(NET, 3, seed=0)
-    together = train.fit(NET, start, some, seed=[5, 6, 7], **how)
+    together = train.fit(NET, start, some, generators=[stream(5, k) for k in range(3)], **how)
     for k in range(3):
-        alone = train.fit(NET, stack.take(start, [k]), some[k], seed=[5 + k], **how)
+        alone = train.fit(NET, stack.take(start, [k]), some[k], generators=[stream(5, k)], **how)
         assert close(stack.take(together.stack, [k]), alone.stack)
 
 
@@ -157,7 +160,7 @@ def test_every_model_sees_its_own_examples_once_a_round(sizes, batch):
         for a, n in zip(starts.tolist(), sizes, strict=False)
     ]
     orders = [stream(0, k) for k in range(len(sizes))]
-    batches = _batches(splits, batch, orders, {"": torch.zeros(1)})
+    batches = _batches(splits, batch, orders, torch.device("cpu"))
     rounds = -(-max(sizes) // batch) * 3
     seen = torch.cat([next(batches)[0][..., 0].clone() for _ in range(rounds)], dim=1)
     for k, (a, n) in enumerate(zip(starts.tolist(), sizes, strict=False)):
@@ -186,8 +189,8 @@ def test_bad_settings_are_refused_before_work_starts(digits):
         train.fit(NET, start, split, epochs=1, optimizer="adam")
     with pytest.raises(ParameterError, match="unknown schedule 'cosine'"):
         train.fit(NET, start, split, epochs=1, schedule="cosine")
-    with pytest.raises(ParameterError, match="1 seeds for 2 models"):
-        train.fit(NET, start, split, epochs=1, seed=[1])
+    with pytest.raises(ParameterError, match="1 generators for 2 models"):
+        train.fit(NET, start, split, epochs=1, generators=[stream(0)])
     for wrong in ({"epochs": 1.5}, {"batch": 0}, {"batch": -1}, {"lr": -1.0}, {"lr": float("nan")}):
         (name,) = wrong
         with pytest.raises((ParameterError, TypeCheckError), match=name):
@@ -202,30 +205,66 @@ def test_bad_settings_are_refused_before_work_starts(digits):
         train.fit(NET, start, [split] * 3, epochs=1)
 
 
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        ([5], "keep: step 5 lies beyond the last, 2"),
+        (range(0, 9, 4), "keep: step 8 lies beyond the last, 2"),
+        ([-1], "a step to keep = -1, expected a whole number ≥ 0"),
+        ([0.5], "a step to keep = 0.5, expected a whole number"),
+        (2, "keep = 2, expected a list of steps from 0 to 2"),
+        ("12", "keep = '12', expected a list of steps"),
+    ],
+)
+def test_a_step_that_training_never_reaches_cannot_be_kept(digits, keep, says):
+    with pytest.raises((ParameterError, TypeCheckError)) as caught:
+        train.fit.__wrapped__(NET, stack.init(NET, 1, seed=0), digits.train, steps=2, keep=keep)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.int8(2), torch.tensor(2)])
+def test_whole_numbers_of_any_make_are_the_same_setting(digits, number):
+    start = stack.init(NET, 1, seed=0)
+    plain = train.fit(NET, start, digits.train, steps=2, batch=2, seed=2, keep=[2])
+    other = train.fit.__wrapped__(NET, start, digits.train, steps=number, batch=number, seed=number, keep=[number])
+    assert equal(plain.kept[2], other.kept[2])
+
+
+def test_models_that_took_different_numbers_of_steps_do_not_go_on_together(digits):
+    """Adam corrects for the steps taken: with the first model's count for all, the others would be silently wrong."""
+    start = stack.init(NET, 2, seed=0)
+    how = {"schedule": "constant", "lr": 1e-2}
+    young = train.fit(NET, stack.take(start, [0]), digits.train, steps=1, **how)
+    old = train.fit(NET, stack.take(start, [1]), digits.train, steps=50, **how)
+    both = stack.chain([young.stack, old.stack])
+    with pytest.raises(ParameterError, match="the state's models have taken 1, 50 steps"):
+        train.fit(NET, both, digits.train, steps=3, state=stack.chain([young.state, old.state]), **how)
+    peer = train.fit(NET, stack.take(start, [1]), digits.train, steps=1, **how)
+    both = stack.chain([young.stack, peer.stack])
+    orders = [stream(7, 0), stream(7, 1)]
+    on = train.fit(
+        NET, both, digits.train, steps=3, state=stack.chain([young.state, peer.state]), generators=orders, **how
+    )
+    for k, one in enumerate([young, peer]):
+        alone = train.fit(NET, one.stack, digits.train, steps=3, state=one.state, generators=[stream(7, k)], **how)
+        assert close(stack.take(on.stack, [k]), alone.stack, atol=1e-6)
+
+
+def test_a_fit_on_a_second_device_is_the_cpus(some):
+    start = stack.init(NET, 3, seed=0)
+    frozen = {"1.weight": torch.ones(3, 1, 1)}
+    here = train.fit(NET, start, some, steps=5, keep=[2], pull=frozen)
+    with second_device() as device:
+        away = stack.map(lambda tensor: tensor.to(device), start)
+        there = train.fit(NET, away, some, steps=5, keep=[2], pull=frozen)
+        again = train.fit(NET, there.stack, some, steps=1, state=there.state)
+        assert stack.device(there.stack) == stack.device(there.kept[2]) == stack.device(again.stack) == device
+        assert equal(stack.map(lambda tensor: tensor.cpu(), there.stack), here.stack)
+    assert there.history.equals(here.history)
+
+
 def test_one_step_is_enough(digits):
     assert len(train.fit(NET, stack.init(NET, 1, seed=0), digits.train, steps=1).history) == 1
-
-
-def test_evaluate_weighs_every_example_the_same(digits):
-    many = stack.init(NET, 2, seed=0)
-    whole, parts = (train.evaluate(NET, many, digits.test, batch=batch) for batch in (10_000, 7))
-    logits = stack.forward(NET, many, digits.test.x)
-    for k in range(2):
-        hit = logits[k].argmax(-1) == digits.test.y
-        assert whole.loss[k].item() == pytest.approx(cross_entropy(logits[k], digits.test.y).item(), abs=1e-5)
-        assert whole.accuracy[k].item() == pytest.approx(hit.float().mean().item(), abs=1e-6)
-        assert whole.class_accuracy[k, 3].item() == pytest.approx(
-            hit[digits.test.y == 3].float().mean().item(), abs=1e-6
-        )
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
-
-
-def test_evaluate_says_nan_of_a_class_it_has_no_example_of_and_refuses_unknown_labels(digits):
-    many, only = stack.init(NET, 1, seed=0), digits.test.y == 3
-    score = train.evaluate(NET, many, data.Split(digits.test.x[only], digits.test.y[only]))
-    assert score.class_accuracy[0].isnan().tolist() == [k != 3 for k in range(10)]
-    with pytest.raises(DataError, match="label 12 in a split for a net with 10 classes"):
-        train.evaluate(NET, many, data.Split(digits.test.x[:1], torch.tensor([12])))
 
 
 def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):

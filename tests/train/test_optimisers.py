@@ -17,7 +17,7 @@ def fitted(digits, **settings):
 
 
 def everywhere(share, start):
-    return {name: torch.full_like(tensor, share) for name, tensor in start.items()}
+    return stack.map(lambda tensor: torch.full_like(tensor, share), start)
 
 
 def test_a_pull_of_nothing_changes_nothing_and_a_whole_pull_freezes_bit_for_bit(digits):
@@ -50,7 +50,7 @@ def test_going_back_is_the_decoupled_penalty(share, seed):
     generator = torch.Generator().manual_seed(seed)
     start, now = ({"w": torch.randn(2, 3, generator=generator)} for _ in range(2))
     expected = start["w"] + (1 - share) * (now["w"] - start["w"])
-    train.go_back(now, start, {"w": torch.full((2, 1), share)})
+    train.pull_back(now, start, {"w": torch.full((2, 1), share)})
     assert torch.allclose(now["w"], expected, atol=1e-5)
 
 

@@ -1,16 +1,17 @@
 """Fitting and scoring a whole stack: K models, each with its own data and its own random order, in one batched step."""
 
-from paramarket.train.fit import Fit, Score, evaluate, finite, fit, one_step
-from paramarket.train.optimisers import go_back, optimizer_of, state_of
+from paramarket.train.fit import Fit, check_finite, fit, one_step
+from paramarket.train.optimisers import make_optimizer, optimizer_state, pull_back
+from paramarket.train.score import Score, evaluate
 
 __all__ = [
     "Fit",
     "Score",
+    "check_finite",
     "evaluate",
-    "finite",
     "fit",
-    "go_back",
+    "make_optimizer",
     "one_step",
-    "optimizer_of",
-    "state_of",
+    "optimizer_state",
+    "pull_back",
 ]

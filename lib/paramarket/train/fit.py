@@ -1,8 +1,8 @@
-"""Fitting and scoring a whole stack: K models, each with its own data, order and generator, in one batched step."""
+"""Fitting a whole stack: K models, each with its own data, order and generator, in one batched step."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import pandas as pd
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import lent, stream, watched
+from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, check, forward, run
-from paramarket.train.optimisers import go_back, optimizer_of, schedule_of, state_of, toward
+from paramarket.stack import Stack, apply, check, copy, device, forward
+from paramarket.stack import map as map_stack
+from paramarket.train.optimisers import make_optimizer, make_schedule, optimizer_state, prepare_pull, pull_back
 
 
 class Fit(NamedTuple):
@@ -32,75 +33,78 @@ class Fit(NamedTuple):
     kept: dict[int, Stack]
 
 
-class Score(NamedTuple):
-    """Mean cross-entropy (nats), accuracy, and accuracy per class (NaN where the split has no example of a class)."""
-
-    loss: Float[Tensor, " K"]
-    accuracy: Float[Tensor, " K"]
-    class_accuracy: Float[Tensor, "K classes"]
-
-
 def fit(
     net: nn.Module,
     stack: Stack,
     data: Split | Sequence[Split],
     *,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch: int = 64,
+    epochs: SupportsIndex | None = None,
+    steps: SupportsIndex | None = None,
+    batch: SupportsIndex = 64,
     lr: float = 1e-3,
     optimizer: str = "adamw",
     schedule: str = "one-cycle",
     weight_decay: float = 0.01,
-    seed: int | Sequence[int] = 0,
-    keep: Sequence[int] = (),
+    seed: SupportsIndex = 0,
+    generators: Sequence[torch.Generator] | None = None,
+    keep: Iterable[SupportsIndex] = (),
     state: dict[str, Tensor] | None = None,
     pull: Mapping[str, Tensor] | None = None,
 ) -> Fit:
     """Train all K models at once, on one split or on one each; give `epochs` or `steps`.
 
     An epoch is ceil(n / batch) steps of the largest split; smaller ones are reshuffled as often as they run out.
-    seed: an int, and model k draws its order from (seed, k); or K ints, and each draws from its own, wherever it stands
+    seed: model k draws its order from the stream (seed, "order", k) · generators: instead, one stream for each model,
+    so that a model's order does not hang on where it stands
     optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "constant"
-    keep: steps at which to keep a copy, 0 being the start
+    keep: steps at which to keep a copy, from 0, the start, to the last
     state: another fit's `state`: the optimiser goes on from it; order and schedule begin anew, so give another seed
     pull: {parameter: shares, [K, ...] or 1 on an axis}: after every step each weight goes that share of its way back to
     where it started: 0 is free, 1 frozen, a little is an L2 penalty on the distance to the start (L2-SP)
-    Raises TrainingError naming model and step if a loss is not finite.
+    Raises ParameterError, ShapeError and DataError before work starts; TrainingError naming model and step if a loss is
+    not finite.
+
+    >>> from paramarket import data, stack, train
+    >>> digits = data.load("digits")
+    >>> net = stack.mlp(64, [16], 10)
+    >>> fit = train.fit(net, stack.init(net, copies=3, seed=0), digits.train, steps=20, keep=[0, 10])
+    >>> stack.count(fit.stack), sorted(fit.kept), list(fit.history.columns)
+    (3, [0, 10], ['epoch', 'step', 'model', 'loss'])
     """
     copies = check(net, stack)
-    _positive(batch=batch, epochs=epochs, steps=steps, lr=lr)
-    splits = _one_each(data, copies)
+    batch = whole_number("batch", batch, least=1)
+    if not lr > 0:
+        raise ParameterError(f"lr = {lr}, expected a number above 0.")
+    splits = _split_for_each(data, copies)
     per_epoch = math.ceil(max(map(len, splits)) / batch)
-    steps, orders = _steps(epochs, steps, per_epoch), _orders(seed, copies)
-    _try(net, stack, splits)
-    models = {name: tensor.detach().clone() for name, tensor in stack.items()}
+    steps = _step_count(epochs, steps, per_epoch)
+    keep = _kept_steps(keep, steps)
+    orders = _orders(seed, generators, copies)
+    _try_one_example(net, stack, splits)
+    models = copy(stack)
     learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
-    back = toward(stack, pull or {}, learnt)
-    opt = optimizer_of(learnt, optimizer, lr, weight_decay, state)
-    pace = schedule_of(opt, schedule, lr, steps)
-    losses, kept, batches = [], {}, _batches(splits, batch, orders, learnt)
-    with lent(orders[0]):
-        for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not watched()):
-            _keep(kept, models, step, keep)
-            losses.append(one_step(net, models, *next(batches), opt))
-            go_back(learnt, stack, back)
+    back = prepare_pull(stack, pull or {}, learnt)
+    opt = make_optimizer(learnt, optimizer, lr, weight_decay, state)
+    pace = make_schedule(opt, schedule, lr, steps)
+    batches = _batches(splits, batch, orders, device(models))
+    losses, kept = [], {}
+    with lend_generator(orders[0]):
+        for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not is_watched()):
+            if step in keep:
+                kept[step] = copy(models)
+            x, y = next(batches)
+            losses.append(one_step(net, models, x, y, opt))
+            pull_back(learnt, stack, back)
             pace.step()
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
-                finite(losses, models, steps)
-    _keep(kept, models, steps, keep)
-    done = {name: tensor.detach() for name, tensor in models.items()}
-    return Fit(done, _history(losses, per_epoch), state_of(opt, learnt, copies), kept)
+                check_finite(losses, models, steps)
+    if steps in keep:
+        kept[steps] = copy(models)
+    done = map_stack(lambda tensor: tensor.detach(), models)
+    return Fit(done, _history(losses, per_epoch), optimizer_state(opt, learnt, copies), kept)
 
 
-def _positive(**settings: float | None) -> None:
-    for name, value in settings.items():
-        whole = name == "lr" or value is None or isinstance(value, int)
-        if not whole or (value is not None and not value > 0):
-            raise ParameterError(f"{name} = {value}, expected a {'' if name == 'lr' else 'whole '}number above 0.")
-
-
-def _one_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
+def _split_for_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
     splits = [data] * copies if isinstance(data, Split) else list(data)
     if len(splits) != copies:
         raise ShapeError(f"{len(splits)} splits for {copies} models: expected one split for all, or one for each.")
@@ -110,8 +114,26 @@ def _one_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
     return splits
 
 
+def _step_count(epochs: SupportsIndex | None, steps: SupportsIndex | None, per_epoch: int) -> int:
+    if (epochs is None) == (steps is None):
+        raise ParameterError(f"give either epochs or steps, got epochs = {epochs} and steps = {steps}.")
+    if epochs is None:
+        return whole_number("steps", steps, least=1)
+    return whole_number("epochs", epochs, least=1) * per_epoch
+
+
+def _kept_steps(keep: object, steps: int) -> set[int]:
+    """The steps to keep; ParameterError for one that training will never reach."""
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
+        raise ParameterError(f"keep = {keep!r}, expected a list of steps from 0 to {steps}.")
+    kept = {whole_number("a step to keep", step, least=0) for step in keep}
+    if kept and max(kept) > steps:
+        raise ParameterError(f"keep: step {max(kept)} lies beyond the last, {steps}.")
+    return kept
+
+
 @torch.no_grad()
-def _try(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
+def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
     """One example through the net before work starts: a GPU would stop at a bad label without saying why."""
     classes = forward(net, stack, splits[0].x[:1]).shape[-1]
     for y in (split.y for split in splits):
@@ -122,25 +144,18 @@ def _try(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
         raise DataError(f"labels from {low:g} to {high:g} in the splits for a net with {classes} classes, from 0 on.")
 
 
-def _steps(epochs: int | None, steps: int | None, per_epoch: int) -> int:
-    if (epochs is None) == (steps is None):
-        raise ParameterError(f"give either epochs or steps, got epochs = {epochs} and steps = {steps}.")
-    return steps if epochs is None else epochs * per_epoch
-
-
-def _orders(seed: int | Sequence[int], copies: int) -> list[torch.Generator]:
-    if isinstance(seed, int):
+def _orders(seed: SupportsIndex, generators: Sequence[torch.Generator] | None, copies: int) -> list[torch.Generator]:
+    if generators is None:
         return [stream(seed, "order", k) for k in range(copies)]
-    if len(seed) != copies:
-        raise ParameterError(f"{len(seed)} seeds for {copies} models: expected one int, or one for each model.")
-    return [stream(own, "order") for own in seed]
+    if len(generators) != copies:
+        raise ParameterError(f"{len(generators)} generators for {copies} models: expected one for each model.")
+    return list(generators)
 
 
 def _batches(
-    splits: list[Split], batch: int, orders: list[torch.Generator], like: dict[str, Tensor]
+    splits: list[Split], batch: int, orders: list[torch.Generator], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches x [K, batch, ...], y [K, batch]; x is overwritten by the next. A shared split is held once."""
-    device = next(iter(like.values())).device
     unique = list({id(split): split for split in splits}.values())
     starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
     x, y = (torch.cat([getattr(split, part) for split in unique]).to(device) for part in ("x", "y"))
@@ -166,7 +181,7 @@ def one_step(
 
     y: labels [K, n], or probabilities [K, n, classes]. The sum over models keeps each model's gradient its own.
     """
-    logits = run(net, models, x, shared=False, training=True)
+    logits = apply(net, models, x, shared=False, training=True)
     y = y.mT if y.is_floating_point() else y
     losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
     opt.zero_grad()
@@ -175,12 +190,7 @@ def one_step(
     return losses.detach()
 
 
-def _keep(kept: dict[int, Stack], models: Stack, step: int, keep: Sequence[int]) -> None:
-    if step in keep:
-        kept[step] = {name: tensor.detach().clone() for name, tensor in models.items()}
-
-
-def finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None:
+def check_finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None:
     """TrainingError, naming model and step, unless losses and weights are finite. Rarely asked: a GPU has to wait."""
     bad = ~torch.stack(losses).isfinite()
     for tensor in models.values():
@@ -193,29 +203,9 @@ def finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None
 
 
 def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
-    epochs = torch.stack(losses).cpu().split(per_epoch)
-    step = torch.tensor([len(part) for part in epochs]).cumsum(0)
-    mean = torch.stack([part.mean(dim=0) for part in epochs])
-    epoch, model = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, mean.shape), indexing="ij"))
-    columns = {"epoch": epoch + 1, "step": step[epoch], "model": model, "loss": mean.flatten()}
-    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 250) -> Score:
-    """Score all K models on a split, in batches, every example weighing the same."""
-    truth, losses, hits = split.y.to(next(iter(stack.values())).device), [], []
-    if truth.ndim != 1:
-        raise DataError("a score needs labels; this split holds probabilities, to learn from.")
-    for x, y in zip(split.x.split(batch), truth.split(batch), strict=True):
-        logits = forward(net, stack, x)
-        if int(y.max()) >= logits.shape[-1]:
-            raise DataError(f"label {int(y.max())} in a split for a net with {logits.shape[-1]} classes.")
-        losses.append(cross_entropy(logits.mT, y.expand(len(logits), -1), reduction="none"))
-        hits.append(logits.argmax(dim=-1) == y)
-    loss, hit = torch.cat(losses, dim=1), torch.cat(hits, dim=1).float()
-    if not loss.isfinite().all():  # an accuracy would still come out, and look plausible
-        model = int((~loss.isfinite()).any(dim=1).nonzero()[0])
-        raise TrainingError(f"the loss of model {model} is not finite: look at its weights.")
-    members = nn.functional.one_hot(truth, logits.shape[-1]).float()
-    return Score(loss.mean(dim=1), hit.mean(dim=1), (hit @ members) / members.sum(dim=0))
+    """One row per epoch and model, see `Fit`."""
+    rows, steps = [], 0
+    for epoch, part in enumerate(torch.stack(losses).cpu().split(per_epoch), start=1):
+        steps += len(part)
+        rows += [(epoch, steps, model, loss) for model, loss in enumerate(part.mean(dim=0).numpy())]
+    return pd.DataFrame(rows, columns=["epoch", "step", "model", "loss"])

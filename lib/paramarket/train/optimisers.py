@@ -6,18 +6,19 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.errors import ParameterError, ShapeError, unknown
-from paramarket.stack import Stack
+from paramarket.stack import Stack, count
 
 _SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
-def optimizer_of(
+def make_optimizer(
     learnt: Stack, name: str, lr: float, weight_decay: float, state: Mapping[str, Tensor] | None
 ) -> torch.optim.Optimizer:
-    """ "adamw", or "sgd" with momentum .9, going on from another's `state` if there is one (see `state_of`)."""
+    """ "adamw", or "sgd" with momentum .9, going on from another's `state` if there is one (see `optimizer_state`)."""
     kinds = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
     if name not in kinds:
         raise ParameterError(unknown("optimizer", name, kinds))
@@ -29,26 +30,41 @@ def optimizer_of(
 
 
 def _resume(opt: torch.optim.Optimizer, learnt: Stack, state: Mapping[str, Tensor], slots: Sequence[str]) -> None:
-    """Put another fit's state into a fresh optimiser; the fused kernels would take any shape, so look first."""
-    copies = len(next(iter(learnt.values())))
+    """Put another fit's state into a fresh optimiser; the fused kernels would take any shape, so look first.
+
+    Adam corrects for the steps taken so far, and PyTorch's counts them once for all models: states of models that took
+    different numbers of steps are refused, since with one count for all of them every later step would be wrong.
+    """
+    copies = count(learnt)
     for parameter, tensor in learnt.items():
         for slot in slots:
-            key, shape = f"{slot}/{parameter}", (copies,) if slot == "step" else tuple(tensor.shape)
+            key = f"{slot}/{parameter}"
+            expected = (copies,) if slot == "step" else tuple(tensor.shape)
             found = tuple(state[key].shape) if key in state else "nothing"
-            if found != shape:
+            if found != expected:
                 raise ShapeError(
-                    f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {shape}."
+                    f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {expected}."
                 )
-            opt.state[tensor][slot] = (state[key][0] if slot == "step" else state[key]).clone().to(tensor.device)
+            opt.state[tensor][slot] = (_one_count(state[key]) if slot == "step" else state[key].clone()).to(
+                tensor.device
+            )
 
 
-def state_of(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
+def _one_count(steps: Float[Tensor, " models"]) -> Float[Tensor, ""]:
+    """The number of steps that all models have taken; ParameterError if they differ."""
+    if (steps != steps[0]).any():
+        taken = ", ".join(f"{step:g}" for step in steps.unique().tolist())
+        raise ParameterError(f"the state's models have taken {taken} steps: go on with those of one number at a time.")
+    return steps[0].clone()
+
+
+def optimizer_state(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
     """All that the optimiser remembers, as {slot/parameter: tensor [copies, ...]}: to be taken apart like a stack."""
     slots = {f"{slot}/{name}": tensor for name, p in learnt.items() for slot, tensor in opt.state[p].items()}
     return {key: tensor.expand(copies) if tensor.ndim == 0 else tensor for key, tensor in slots.items()}
 
 
-def schedule_of(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def make_schedule(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `steps`: "one-cycle" with its peak at `lr`, or "constant"."""
     if name == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
@@ -57,8 +73,8 @@ def schedule_of(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) ->
     raise ParameterError(unknown("schedule", name, ["one-cycle", "constant"]))
 
 
-def toward(start: Stack, pull: Mapping[str, Tensor], learnt: Collection[str]) -> dict[str, Tensor]:
-    """`pull` as `go_back` needs it, on the weights' own device; ShapeError or ParameterError for what does not fit.
+def prepare_pull(start: Stack, pull: Mapping[str, Tensor], learnt: Collection[str]) -> dict[str, Tensor]:
+    """`pull` as `pull_back` needs it, on the weights' own device; ShapeError or ParameterError for what does not fit.
 
     pull: {parameter: [K, ...] or what stretches to it}, shares from 0 to 1; parameters that are not named are free.
     What is not learnt, as BatchNorm's statistics, is not pulled.
@@ -75,7 +91,7 @@ def toward(start: Stack, pull: Mapping[str, Tensor], learnt: Collection[str]) ->
 
 
 @torch.no_grad()
-def go_back(learnt: Stack, start: Stack, pull: Mapping[str, Tensor]) -> None:
+def pull_back(learnt: Stack, start: Stack, pull: Mapping[str, Tensor]) -> None:
     """Every weight that share of its way back to where it started: at 1 it never left, at 0 nothing happens, exactly.
 
     theta <- theta_0 + (1 - pull) (theta - theta_0): between 0 and 1 a step on lambda / 2 |theta - theta_0|² with

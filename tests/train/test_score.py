@@ -1,0 +1,39 @@
+import pytest
+import torch
+from devices import second_device
+from torch.nn.functional import cross_entropy
+
+from paramarket import data, stack, train
+from paramarket.errors import DataError
+
+NET = stack.mlp(64, [16], 10)
+
+
+def test_evaluate_weighs_every_example_the_same(digits):
+    many = stack.init(NET, 2, seed=0)
+    whole, parts = (train.evaluate(NET, many, digits.test, batch=batch) for batch in (10_000, 7))
+    logits = stack.forward(NET, many, digits.test.x)
+    for k in range(2):
+        hit = logits[k].argmax(-1) == digits.test.y
+        assert whole.loss[k].item() == pytest.approx(cross_entropy(logits[k], digits.test.y).item(), abs=1e-5)
+        assert whole.accuracy[k].item() == pytest.approx(hit.float().mean().item(), abs=1e-6)
+        assert whole.class_accuracy[k, 3].item() == pytest.approx(
+            hit[digits.test.y == 3].float().mean().item(), abs=1e-6
+        )
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
+
+
+def test_evaluate_says_nan_of_a_class_it_has_no_example_of_and_refuses_unknown_labels(digits):
+    many, only = stack.init(NET, 1, seed=0), digits.test.y == 3
+    score = train.evaluate(NET, many, data.Split(digits.test.x[only], digits.test.y[only]))
+    assert score.class_accuracy[0].isnan().tolist() == [k != 3 for k in range(10)]
+    with pytest.raises(DataError, match="label 12 in a split for a net with 10 classes"):
+        train.evaluate(NET, many, data.Split(digits.test.x[:1], torch.tensor([12])))
+
+
+def test_a_score_is_the_same_from_a_second_device_and_comes_back_to_the_cpu(digits):
+    many = stack.init(NET, 3, seed=0)
+    with second_device() as device:
+        there = train.evaluate(NET, stack.map(lambda tensor: tensor.to(device), many), digits.test)
+    here = train.evaluate(NET, many, digits.test)
+    assert all(torch.equal(one, other) for one, other in zip(there, here, strict=True))
