@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,3 +225,87 @@ def test_a_batch_in_which_one_example_speaks_does_not_stop_the_stream():
 def test_products_cut_into_blocks_are_whole_again(sizes, debiased):
     x, y = related(0, *sizes)
     assert cka.linear_cka(x, y, debiased, EXACT) == pytest.approx(slow(x, y, debiased), abs=1e-10)
+
+
+def streamed():
+    """A stream of two layers against two, of the same names, after one batch; and what fits as a second one."""
+    batches = [{name: cloud(seed, 8, features) for name, features in [("1", 3), ("3", 4)]} for seed in range(3)]
+    stream = cka.StreamingCKA(EXACT)
+    stream.update(batches[0], batches[1])
+    return stream, {"xs": batches[1], "ys": batches[2]}
+
+
+OTHER_LAYERS = {
+    "fewer": (lambda layers: {"1": layers["1"]}, "layer '3' is missing"),
+    "the last alone": (lambda layers: {"3": layers["3"]}, "layer '1' is missing"),
+    "more": (lambda layers: {**layers, "5": layers["3"]}, "unknown layer '5'"),
+    "renamed": (lambda layers: {"1": layers["1"], "layer 3": layers["3"]}, "unknown layer 'layer 3'"),
+    "reordered": (lambda layers: {"3": layers["3"], "1": layers["1"]}, "'3' stands at place 0, where '1' stood before"),
+    "narrower": (lambda layers: {**layers, "3": layers["3"][:, :1]}, r"'3' has .* = \(1,\), before it had \(4,\)"),
+    "repeated": (lambda layers: {n: x.expand(2, -1, -1) for n, x in layers.items()}, r"'1' has .* = \(2, 3\), before"),
+    "none": (lambda layers: {}, "layer '1' is missing"),
+}
+
+
+@pytest.mark.parametrize("side", ["xs", "ys"])
+@pytest.mark.parametrize("what", OTHER_LAYERS)
+def test_a_batch_of_other_layers_is_refused_by_name_and_adds_nothing(what, side):
+    change, says = OTHER_LAYERS[what]
+    stream, batch = streamed()
+    before, seen = stream.compute(), stream.seen
+    with pytest.raises(ShapeError, match=f"{side}: .*{says}"):
+        stream.update(**{**batch, side: change(batch[side])})
+    assert torch.equal(stream.compute(), before)
+    assert stream.seen == seen
+    stream.update(**batch)
+    assert stream.seen == seen + 8
+    assert not torch.equal(stream.compute(), before)
+
+
+def test_a_batch_that_has_no_cka_adds_nothing():
+    stream, batch = streamed()
+    before = stream.compute()
+    with pytest.raises(DataError, match="'3' is constant"):
+        stream.update(batch["xs"], {**batch["ys"], "3": torch.ones(8, 4)})
+    with pytest.raises(ShapeError, match="of the same examples"):
+        stream.update({name: x[:5] for name, x in batch["xs"].items()}, batch["ys"])
+    assert torch.equal(stream.compute(), before)
+    fresh = cka.StreamingCKA(EXACT)
+    with pytest.raises(DataError, match="'1' is constant"):
+        fresh.update({"1": torch.ones(8, 3)}, batch["ys"])
+    fresh.update({"another": batch["xs"]["1"]}, batch["ys"])  # the first batch that counts says which layers there are
+    assert fresh.compute().shape == (1, 2)
+
+
+def test_layers_of_other_batch_axes_are_refused_and_so_are_none():
+    one, five = cloud(0, 9, 3), torch.stack([cloud(k, 9, 4) for k in range(5)])
+    for x, y in ((one, five), (five, one), (five[:1], five), (five, five[:1])):
+        with pytest.raises(ShapeError, match="layers with the same batch axes"):
+            cka.cka_matrix({"x": x}, {"y": y})
+    with pytest.raises(ShapeError, match="layers with the same batch axes"):
+        cka.cka_matrix({"1": five, "3": five[:1]}, {"y": five})
+    for xs, ys in (({}, {"y": one}), ({"x": one}, {}), ({}, {})):
+        with pytest.raises(DataError, match="CKA compares layers with layers"):
+            cka.cka_matrix(xs, ys)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("sizes", [(40, 6, 9), (8, 12, 20)])
+def test_representations_on_a_second_device_are_compared_there_and_shown_on_the_cpu(sizes, debiased):
+    pairs = [related(seed, *sizes) for seed in (0, 10)]
+    x, y = (torch.stack(side) for side in zip(*pairs, strict=True))
+    expected = cka.linear_cka(x, y, debiased, EXACT)
+    stream = cka.StreamingCKA(EXACT)
+    stream.update({"x": x}, {"y": y})
+    with second_device() as device:
+        there, other = x.to(device), y.to(device)
+        found = cka.linear_cka(there, other, debiased, EXACT)
+        table = cka.cka_matrix({"x": there}, {"y": other, "z": other}, debiased, EXACT)
+        away = cka.StreamingCKA(EXACT)
+        away.update({"x": there}, {"y": other})
+        shown = [found, table[:, 0, 0], table[:, 0, 1], away.compute()]
+        assert {each.device.type for each in shown} == {"cpu"}
+        assert all(torch.allclose(each, expected) for each in shown[:3])
+        assert torch.allclose(shown[3], stream.compute())
+        assert cka.linear_cka(there[0], other[0], debiased, EXACT) == pytest.approx(expected[0].item())
+        assert cka.rbf_cka(there[0], other[0], 1.0, debiased) == pytest.approx(cka.rbf_cka(x[0], y[0], 1.0, debiased))

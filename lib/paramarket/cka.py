@@ -8,13 +8,14 @@ noise; a ratio of estimates, it may come out a little below 0 or above 1, and is
 """
 
 from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from paramarket.errors import DataError, ParameterError, ShapeError
+from paramarket.errors import DataError, ParameterError, ShapeError, unknown
 
 Layers = Mapping[Hashable, Tensor]  # {layer or step: representation [*batch, n, features]}, as `stack.features` gives
 
@@ -27,9 +28,15 @@ def linear_cka(
 ) -> float | Float[Tensor, "*batch"]:
     """CKA of two representations of the same n examples: 1 if they are equal up to rotation, scale and shift.
 
-    A float for one pair; with batch axes one float64 number each. Inputs are centred in float64, products formed in
-    `dtype`, sums taken in float64. Raises DataError for constant features, values that are not finite and too few
-    examples (2; debiased 4), ShapeError where n differs.
+    A float for one pair; with batch axes one float64 number each, on the CPU. Inputs are centred in float64, products
+    formed in `dtype`, sums taken in float64. Raises DataError for constant features, values that are not finite and too
+    few examples (2; debiased 4), ShapeError where n or the batch axes differ.
+
+    >>> import torch
+    >>> from paramarket import cka
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> round(cka.linear_cka(x, x[:, :1]), 3), round(cka.linear_cka(x, 2 * x.flip(1) + 5), 3)
+    (0.791, 1.0)
     """
     value = cka_matrix({"x": x}, {"y": y}, debiased, dtype)[..., 0, 0]
     return value.item() if value.ndim == 0 else value
@@ -40,10 +47,15 @@ def cka_matrix(
 ) -> Float[Tensor, "*batch xs ys"]:
     """Linear CKA of every x with every y, layers with layers or checkpoints with checkpoints; see `linear_cka`.
 
-    Each may have its own number of features. All products of one x with all y are formed at once.
+    Each may have its own number of features. All products of one x with all y are formed at once. On the CPU.
+
+    >>> import torch
+    >>> from paramarket import cka
+    >>> layers = {"1": torch.eye(4)[:, :2], "3": torch.eye(4)[:, 1:]}
+    >>> cka.cka_matrix(layers, {"3": layers["3"]}).shape
+    torch.Size([2, 1])
     """
-    cross, own_x, own_y = _hsic(xs, ys, debiased, dtype)
-    return _ratio(cross, own_x, own_y)
+    return _ratio(_hsic(xs, ys, debiased, dtype))
 
 
 class StreamingCKA:
@@ -54,49 +66,106 @@ class StreamingCKA:
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype, self.seen, self.sums = dtype, 0, []
+        self.dtype = dtype
+        self.seen = 0  # examples so far
+        self.sums: _Hsic | None = None
+        self.shapes: dict[str, dict[Hashable, tuple[int, ...]]] = {}
 
     def update(self, xs: Layers, ys: Layers) -> None:
-        """Add a batch of 4 examples or more: {layer: [n, features]} twice, in the same order at every call."""
-        parts, n = _hsic(xs, ys, True, self.dtype), next(iter(xs.values())).shape[-2]
-        weighted = [n * part for part in parts]
-        self.sums = weighted if not self.seen else [a + b for a, b in zip(self.sums, weighted, strict=True)]
+        """Add a batch of 4 examples or more: {layer: [*batch, n, features]} twice.
+
+        Every batch brings the same layers, in the same order and with as many features as the first one. Raises
+        ShapeError, naming the layer, for any other, and leaves what was added before as it is.
+        """
+        shapes = {"xs": _shapes_but_examples(xs), "ys": _shapes_but_examples(ys)}
+        if self.seen:
+            for side in ("xs", "ys"):
+                _same_layers(side, shapes[side], self.shapes[side])
+        hsic = _hsic(xs, ys, True, self.dtype)
+        n = _examples(xs, ys)
+        weighted = _Hsic(n * hsic.cross, n * hsic.own_x, n * hsic.own_y)
+        if self.sums is None:
+            self.sums = weighted
+        else:
+            self.sums = _Hsic(*(before + added for before, added in zip(self.sums, weighted, strict=True)))
+        self.shapes = shapes
         self.seen += n
 
-    def compute(self) -> Float[Tensor, "xs ys"]:
-        """CKA of all that was added. Raises DataError before the first batch."""
-        if not self.seen:
+    def compute(self) -> Float[Tensor, "*batch xs ys"]:
+        """CKA of all that was added, on the CPU. Raises DataError before the first batch."""
+        if self.sums is None:
             raise DataError("no batch was added yet: call update first.")
-        return _ratio(*(total / self.seen for total in self.sums))
+        return _ratio(_Hsic(*(total / self.seen for total in self.sums)))
 
 
-def _ratio(cross: Tensor, own_x: Tensor, own_y: Tensor) -> Tensor:
-    if not ((own_x > 0).all() and (own_y > 0).all()):
+def _shapes_but_examples(layers: Layers) -> dict[Hashable, tuple[int, ...]]:
+    """{layer: (*batch, features)}: what every batch of a stream has in common."""
+    return {name: (*layer.shape[:-2], *layer.shape[-1:]) for name, layer in layers.items()}
+
+
+def _same_layers(side: str, given: dict[Hashable, tuple], expected: dict[Hashable, tuple]) -> None:
+    """ShapeError naming the first layer of a batch that is not what it was in the batches before."""
+    for name in given:
+        if name not in expected:
+            raise ShapeError(f"{side}: {unknown('layer', str(name), map(str, expected))} No earlier batch had it.")
+    for name, shape in expected.items():
+        if name not in given:
+            raise ShapeError(
+                f"{side}: layer {name!r} is missing; every batch needs {list(expected)}, got {list(given)}."
+            )
+        if given[name] != shape:
+            raise ShapeError(f"{side}: layer {name!r} has (*batch, features) = {given[name]}, before it had {shape}.")
+    for position, (name, before) in enumerate(zip(given, expected, strict=True)):
+        if name != before:
+            raise ShapeError(f"{side}: layer {name!r} stands at place {position}, where {before!r} stood before.")
+
+
+class _Hsic(NamedTuple):
+    """HSIC of every x with every y [*batch, xs, ys], and of each with itself [*batch, xs], [*batch, ys]."""
+
+    cross: Tensor
+    own_x: Tensor
+    own_y: Tensor
+
+
+def _ratio(hsic: _Hsic) -> Tensor:
+    """CKA from HSIC [*batch, xs, ys], on the CPU."""
+    if not ((hsic.own_x > 0).all() and (hsic.own_y > 0).all()):
         raise DataError("a representation says something of a single example only: nothing debiased can be told of it.")
-    return cross / (own_x.unsqueeze(-1) * own_y.unsqueeze(-2)).sqrt()
+    return (hsic.cross / (hsic.own_x.unsqueeze(-1) * hsic.own_y.unsqueeze(-2)).sqrt()).cpu()
 
 
-def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """HSIC of every x with every y [*batch, xs, ys], and of each with itself [*batch, xs], [*batch, ys].
-
-    Up to a factor that cancels in CKA if biased.
-    """
+def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> _Hsic:
+    """All HSICs of two sides; up to a factor that cancels in CKA if biased."""
     x, y = _prepared(xs, debiased, dtype), _prepared(ys, debiased, dtype)
-    xn, yn = ({name: part.shape[-2] for name, part in side.items()} for side in (x, y))
-    if len({*xn.values(), *yn.values()}) != 1:
-        raise ShapeError(f"CKA compares what is said of the same examples, got different numbers: {xn} and {yn}.")
-    n = next(iter(xn.values()))
-    cross, own_x, own_y = _products(list(x.values()), list(y.values()))
+    n = _examples(xs, ys)
+    raw = _products(list(x.values()), list(y.values()))
     if not debiased:
-        return cross, own_x, own_y
-    k, m = (torch.stack([_lengths(part) for part in side.values()], dim=-2) for side in (x, y))  # [*batch, xs, n]
-    ends = [(own_x, (k * k).sum(-1), k.sum(-1) ** 2), (own_y, (m * m).sum(-1), m.sum(-1) ** 2)]
-    pairs = (cross, k @ m.mT, k.sum(-1).unsqueeze(-1) * m.sum(-1).unsqueeze(-2))
-    cross, *own = (_unbiased(*each, n) for each in (pairs, *ends))
-    left = [part * n * (n - 3) / raw for part, raw in zip(own, (own_x, own_y), strict=True)]
-    if min(each.min().item() for each in left) < 1e-3 and dtype != torch.float64:  # a difference of large numbers
-        return _hsic(xs, ys, debiased, torch.float64)
-    return cross, *(torch.where(share > 1e-9, part, 0.0) for share, part in zip(left, own, strict=True))
+        return raw
+    k = torch.stack([_lengths(part) for part in x.values()], dim=-2)  # [*batch, xs, n]
+    m = torch.stack([_lengths(part) for part in y.values()], dim=-2)
+    sum_k, sum_m = k.sum(-1), m.sum(-1)
+    cross = _unbiased(raw.cross, k @ m.mT, sum_k.unsqueeze(-1) * sum_m.unsqueeze(-2), n)
+    own_x = _unbiased(raw.own_x, (k * k).sum(-1), sum_k**2, n)
+    own_y = _unbiased(raw.own_y, (m * m).sum(-1), sum_m**2, n)
+    left_x, left_y = own_x * n * (n - 3) / raw.own_x, own_y * n * (n - 3) / raw.own_y
+    if min(left_x.min().item(), left_y.min().item()) < 1e-3 and dtype != torch.float64:
+        return _hsic(xs, ys, debiased, torch.float64)  # too few digits are left of a difference
+    return _Hsic(cross, torch.where(left_x > 1e-9, own_x, 0.0), torch.where(left_y > 1e-9, own_y, 0.0))
+
+
+def _examples(xs: Layers, ys: Layers) -> int:
+    """The number of examples that every layer of both sides speaks of; ShapeError if they differ."""
+    of_x, of_y = ({name: layer.shape[-2] for name, layer in side.items()} for side in (xs, ys))
+    counts = {*of_x.values(), *of_y.values()}
+    if not of_x or not of_y:
+        raise DataError(f"CKA compares layers with layers, got {len(of_x)} and {len(of_y)} of them.")
+    if len(counts) > 1:
+        raise ShapeError(f"CKA compares what is said of the same examples, got different numbers: {of_x} and {of_y}.")
+    batches = {tuple(layer.shape[:-2]) for layer in (*xs.values(), *ys.values())}
+    if len(batches) > 1:
+        raise ShapeError(f"CKA compares layers with the same batch axes, got {sorted(batches)}.")
+    return counts.pop()
 
 
 def _unbiased(product: Tensor, aligned: Tensor, apart: Tensor, n: int) -> Tensor:
@@ -106,14 +175,16 @@ def _unbiased(product: Tensor, aligned: Tensor, apart: Tensor, n: int) -> Tensor
 
 def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashable, Tensor]:
     """Every layer centred and looked at: DataError, naming it, for what has no CKA."""
-    least, done = 4 if debiased else 2, {}
+    least = 4 if debiased else 2
+    done = {}
     for name, layer in layers.items():
         if layer.ndim < 2 or layer.shape[-2] < least:
             raise DataError(
                 f"{name!r} has shape {tuple(layer.shape)}: CKA needs {least} examples or more, [n, features]."
             )
         done[name] = _centred(layer, dtype)
-        spread, size = (torch.linalg.vector_norm(part, dim=(-2, -1)) for part in (done[name], layer))
+        spread = torch.linalg.vector_norm(done[name], dim=(-2, -1))
+        size = torch.linalg.vector_norm(layer, dim=(-2, -1))
         if not (spread + size).isfinite().all():
             raise DataError(f"{name!r} holds values that are NaN or infinite.")
         if (spread <= 3e-7 * size).any():
@@ -135,27 +206,30 @@ def _centred(layer: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """The squared length of every example's representation, float64."""
+    """The squared length of every row, float64."""
     return torch.linalg.vector_norm(x, dim=-1).double() ** 2
 
 
-def _products(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _products(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
     """|X_iᵀY_j|² = <X_iX_iᵀ, Y_jY_jᵀ> for all i and j [*batch, xs, ys], and of each with itself; summed in float64.
 
     By features n sum p_i sum q_j operations, by Gram matrices n² (sum p_i + sum q_j): whichever is less. Where the
     result is symmetric, the half that mirrors the other is not formed.
     """
-    n, p, q = xs[0].shape[-2], [x.shape[-1] for x in xs], [y.shape[-1] for y in ys]
+    n = xs[0].shape[-2]
+    p, q = [x.shape[-1] for x in xs], [y.shape[-1] for y in ys]
     by_features = sum(p) * sum(q) + 0.6 * sum(width**2 for width in (*p, *q))
     by_grams = 0.6 * n * (sum(p) + sum(q)) + n * len(p) * len(q)
     if by_grams < by_features:
         return _by_grams(xs, ys)
-    own_x, own_y = (torch.stack([_own_product(x) for x in side], dim=-1) for side in (xs, ys))
-    together, rows = torch.cat(ys, dim=-1), []
+    own_x = torch.stack([_own_product(x) for x in xs], dim=-1)
+    own_y = torch.stack([_own_product(y) for y in ys], dim=-1)
+    together = torch.cat(ys, dim=-1)
+    rows = []
     for x in xs:
         squares = (x.mT @ together).square_().sum(dim=-2).double()  # one per feature of a y
         rows.append(torch.stack([part.sum(dim=-1) for part in squares.split(q, dim=-1)], dim=-1))
-    return torch.stack(rows, dim=-2), own_x, own_y
+    return _Hsic(torch.stack(rows, dim=-2), own_x, own_y)
 
 
 def _own_product(x: Tensor) -> Tensor:
@@ -168,18 +242,17 @@ def _own_product(x: Tensor) -> Tensor:
     return total
 
 
-def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
     """Some rows of all Gram matrices at a time, from the diagonal on: [*batch, rows, layers, columns]."""
-    cross, own = 0.0, [0.0, 0.0]
+    cross = own_x = own_y = 0.0
     for start, size in _blocks(xs[0].shape[-2]):
-        rows = [_gram_rows(side, start, size) for side in (xs, ys)]
-        for columns, times in ((slice(size), 1), (slice(size, None), 2)):
-            k, m = (part[..., columns] for part in rows)
+        rows_x, rows_y = _gram_rows(xs, start, size), _gram_rows(ys, start, size)
+        for columns, times in ((slice(size), 1), (slice(size, None), 2)):  # what lies off the diagonal counts twice
+            k, m = rows_x[..., columns], rows_y[..., columns]
             cross = cross + times * (k @ m.mT).sum(dim=-3, dtype=torch.float64)
-            for at, part in enumerate((k, m)):
-                lengths = torch.linalg.vector_norm(part, dim=-1).double()
-                own[at] = own[at] + times * (lengths**2).sum(dim=-2)
-    return cross, *own
+            own_x = own_x + times * _lengths(k).sum(dim=-2)
+            own_y = own_y + times * _lengths(m).sum(dim=-2)
+    return _Hsic(cross, own_x, own_y)
 
 
 def _gram_rows(layers: list[Tensor], start: int, size: int) -> Tensor:
@@ -205,19 +278,17 @@ def rbf_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], sigma: float = 1.0
     """
     if not sigma > 0:
         raise ParameterError(f"sigma = {sigma}, expected a number above 0.")
-    both = {
-        name: part for side in ({"x": x}, {"y": y}) for name, part in _prepared(side, debiased, torch.float64).items()
-    }
-    if len(x) != len(y):
-        raise ShapeError(f"CKA compares what is said of the same examples, got {len(x)} and {len(y)} of them.")
-    k, m = (_kernel(part, sigma, debiased) for part in both.values())
+    x, y = _prepared({"x": x}, debiased, torch.float64)["x"], _prepared({"y": y}, debiased, torch.float64)["y"]
+    _examples({"x": x}, {"y": y})
+    k, m = _kernel(x, sigma, debiased), _kernel(y, sigma, debiased)
     return ((k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()).item()
 
 
 def _kernel(x: Tensor, sigma: float, debiased: bool) -> Tensor:
     """The Gaussian kernel, centred on both sides; debiased: U-centred (Székely and Rizzo 2014), its diagonal 0."""
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-    k = torch.exp(-distances / (2 * sigma**2 * float(np.median(distances.cpu().numpy()))))
+    median = float(np.median(distances.cpu().numpy()))
+    k = torch.exp(-distances / (2 * sigma**2 * median))
     if not debiased:
         return k - k.mean(dim=0) - k.mean(dim=1, keepdim=True) + k.mean()
     n = len(k)

@@ -1,7 +1,9 @@
+import inspect
 from itertools import pairwise, permutations, product
 
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import equal, shuffle
@@ -175,7 +177,7 @@ def test_a_grouped_assignment_is_the_best_of_all_that_keep_groups(seed):
     gain = torch.randn(4, 4, generator=stream(seed, "gain"))
     allowed = [order for order in permutations(range(4)) if {*order[:2]} in ({0, 1}, {2, 3})]
     value = {order: gain[torch.arange(4), list(order)].sum().item() for order in allowed}
-    assert tuple(align.matching._assign(gain, 2).tolist()) == max(value, key=value.get)
+    assert tuple(align.matching._best_order(gain, 2).tolist()) == max(value, key=value.get)
 
 
 @every_net
@@ -188,7 +190,7 @@ def test_the_same_seed_finds_the_same_order_and_nothing_is_changed(name):
 
 
 def matched(net, spec, models, matcher):
-    orders = match_many(spec, stack.join(models), getattr(align, matcher), **how(matcher, net))
+    orders = match_many(spec, stack.join(models), matcher=getattr(align, matcher), **how(matcher, net))
     return orders, [permute(spec, order, model) for order, model in zip(orders, models, strict=True)]
 
 
@@ -224,9 +226,9 @@ def test_reordering_permutes_by_what_was_matched(name):
     for matcher in MATCHERS:
         _, moved = matched(net, spec, models, matcher)
         match, settings = getattr(align, matcher), how(matcher, net)
-        assert equal(align.reorder_many(spec, stack.join(models), match, **settings), stack.join(moved))
+        assert equal(align.reorder_many(spec, stack.join(models), matcher=match, **settings), stack.join(moved))
         order = match(spec, *models[:2], **settings)
-        assert equal(align.reorder(spec, *models[:2], match, **settings), permute(spec, order, models[1]))
+        assert equal(align.reorder(spec, *models[:2], matcher=match, **settings), permute(spec, order, models[1]))
 
 
 def test_one_model_is_not_enough_to_match():
@@ -254,4 +256,38 @@ def test_models_that_cannot_be_compared_are_refused(matcher):
 def test_each_model_is_put_in_its_partners_order():
     _, spec, models = setting("mlp", copies=3)
     moved = [permute(spec, shuffle(spec, one, k), one) for k, one in enumerate(models)]
-    assert equal(align.reorder_each(spec, stack.join(models), stack.join(moved)), stack.join(models))
+    assert equal(align.reorder_pairs(spec, stack.join(models), stack.join(moved)), stack.join(models))
+
+
+def test_a_model_without_a_partner_is_refused():
+    _, spec, models = setting("mlp", copies=3)
+    whole, part = stack.join(models), stack.join(models[:2])
+    for a, b in ((whole, part), (part, whole), (whole, stack.take(whole, slice(1)))):
+        with pytest.raises(ShapeError, match="the two stacks of partners do not fit"):
+            align.reorder_pairs(spec, a, b)
+
+
+def test_what_finds_an_order_is_a_matcher():
+    for matcher in MATCHERS:
+        assert isinstance(getattr(align, matcher), align.Matcher)
+        parameters = list(inspect.signature(getattr(align, matcher)).parameters.values())
+        assert [each.name for each in parameters[:3]] == ["spec", "target", "source"]
+        assert all(each.kind is each.KEYWORD_ONLY for each in parameters[3:])
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "GroupNorm", "residual"])
+def test_models_on_a_second_device_are_matched_alike_by_orders_on_the_cpu(name, matcher):
+    net, spec, models = setting(name, copies=3)
+    match, settings = getattr(align, matcher), how(matcher, net)
+    many, turned = stack.join(models), torch.tensor([1, 2, 0])
+    orders = match_many(spec, many, matcher=match, **settings)
+    moved = align.reorder_pairs(spec, many, stack.take(many, turned), matcher=match, **settings)
+    with second_device() as device:
+        away = stack.map(lambda tensor: tensor.to(device), many)
+        found = match_many(spec, away, matcher=match, **settings)
+        assert {order.device.type for each in found for order in each.values()} == {"cpu"}
+        assert all(equal(one, other) for one, other in zip(found, orders, strict=True))
+        reordered = align.reorder_pairs(spec, away, stack.take(away, turned), matcher=match, **settings)
+        assert {tensor.device for tensor in reordered.values()} == {device}
+        assert equal(stack.map(lambda tensor: tensor.cpu(), reordered), moved)

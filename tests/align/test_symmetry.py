@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import equal, shuffle
@@ -256,3 +257,17 @@ def test_parameters_that_do_not_fit_the_spec_are_named():
         permute(spec, identity(spec, params), {**params, "1.weight": torch.zeros(8)})
     with pytest.raises(ShapeError, match=r"'3\.weight'"):
         permute(spec, identity(spec, params), {**params, "3.weight": torch.zeros(2, 9)})
+
+
+def test_orders_may_lie_on_another_device_than_the_model():
+    net = stack.mlp(3, [8, 6], 2)
+    spec, params = permutation_spec(net, torch.zeros(1, 3)), random(net)
+    p = shuffle(spec, params)
+    expected = permute(spec, p, params)
+    with second_device() as device:
+        away = stack.map(lambda tensor: tensor.to(device), params)
+        assert permutation_spec(net, torch.zeros(1, 3).to(device)) == spec
+        assert {order.device.type for order in identity(spec, away).values()} == {"cpu"}
+        moved = permute(spec, p, away)
+        assert {tensor.device for tensor in moved.values()} == {device}
+        assert equal(stack.map(lambda tensor: tensor.cpu(), moved), expected)

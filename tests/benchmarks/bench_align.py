@@ -27,8 +27,8 @@ def trained(images):
         net = stack.mlp(784, [width] * 3, 10)
         start = stack.init(net, 2 * PAIRS, seed=0)
         models = train.fit(net, start, images.train, epochs=4, batch=128).stack
-        couples = [(stack.take(models, k), stack.take(models, k + PAIRS)) for k in range(PAIRS)]
-        found[width] = net, align.permutation_spec(net, images.train.x[:1]), couples
+        pairs = [(stack.take(models, k), stack.take(models, k + PAIRS)) for k in range(PAIRS)]
+        found[width] = net, align.permutation_spec(net, images.train.x[:1]), pairs
     return found
 
 
@@ -38,27 +38,27 @@ def module(net, params):
     return own
 
 
-def half_way(net, a, b, images):
+def midpoint_loss(net, a, b, images):
     return train.evaluate(net, stack.take(merge.path(a, b, 3), [1]), images.test).loss.item()
 
 
 @pytest.mark.parametrize(("width", "bar"), [(512, 4), (1024, 15)])
 def bench_against_rebasin(row, trained, images, width, bar):
     rebasin = pytest.importorskip("rebasin", reason="pip install -e '.[peers]'")
-    net, spec, couples = trained[width]
+    net, spec, pairs = trained[width]
     times, losses = {"ours": [], "rebasin": []}, {"ours": [], "rebasin": []}
-    for a, b in couples:
+    for a, b in pairs:
         start = time.perf_counter()
         moved = align.reorder(spec, a, b)
         times["ours"].append(time.perf_counter() - start)
-        losses["ours"].append(half_way(net, a, moved, images))
+        losses["ours"].append(midpoint_loss(net, a, moved, images))
         one, other = module(net, a), module(net, b)
         start = time.perf_counter()
         rebasin.PermutationCoordinateDescent(one, other, images.train.x[:1]).rebasin()
         times["rebasin"].append(time.perf_counter() - start)
         theirs = {name: tensor.detach() for name, tensor in other.state_dict().items()}
         assert torch.allclose(module(net, theirs)(images.test.x), module(net, b)(images.test.x), atol=1e-3)
-        losses["rebasin"].append(half_way(net, a, theirs, images))
+        losses["rebasin"].append(midpoint_loss(net, a, theirs, images))
     fast = statistics.median(times["rebasin"]) / statistics.median(times["ours"])
     row(f"times faster than rebasin 0.0.47, width {width}", f"≥ {bar:.2f}", fast)
     row(f"seconds to match a pair, width {width}", "", statistics.median(times["ours"]))
@@ -68,40 +68,46 @@ def bench_against_rebasin(row, trained, images, width, bar):
 
 def bench_against_the_limit(row, trained, monkeypatch):
     """The same run, with the time inside scipy's assignment and inside the matrix products taken apart."""
-    _, spec, couples = trained[512]
-    inside, solve, rows, shares = [0.0], align.matching.linear_sum_assignment, align.matching._rows, []
+    _, spec, pairs = trained[512]
+    assign, rows = align.matching.linear_sum_assignment, align.matching._rows
+    assigning, factors, shares = [], [], []
 
-    def timed(*args, **kwargs):
+    def timed_assign(*args, **kwargs):
         start = time.perf_counter()
-        found = solve(*args, **kwargs)
-        inside[0] += time.perf_counter() - start
+        found = assign(*args, **kwargs)
+        assigning.append(time.perf_counter() - start)
         return found
 
-    seen = []
-    monkeypatch.setattr(align, "linear_sum_assignment", timed)
-    monkeypatch.setattr(align, "_rows", lambda *args: seen.append(rows(*args)) or seen[-1])
-    for a, b in couples:
-        inside[0] = 0.0
-        seen.clear()
+    def noted_rows(*args):
+        factors.append(rows(*args))
+        return factors[-1]
+
+    monkeypatch.setattr(align.matching, "linear_sum_assignment", timed_assign)
+    monkeypatch.setattr(align.matching, "_rows", noted_rows)
+    for a, b in pairs:
+        assigning.clear()
+        factors.clear()
         start = time.perf_counter()
         align.weight_matching(spec, a, b)
         whole = time.perf_counter() - start
-        outs = [torch.empty(len(one), len(one)) for one in seen[::2]]
+        of_target, of_source = factors[::2], factors[1::2]
+        outs = [torch.empty(len(one), len(one)) for one in of_target]
         start = time.perf_counter()
-        for one, other, out in zip(seen[::2], seen[1::2], outs, strict=True):
+        for one, other, out in zip(of_target, of_source, outs, strict=True):
             torch.mm(one, other.mT, out=out)
-        shares.append(whole / (inside[0] + time.perf_counter() - start))
+        multiplying = time.perf_counter() - start
+        shares.append(whole / (sum(assigning) + multiplying))
     row("time of matching over its assignments and products alone, width 512", "≤ 1.50", statistics.median(shares))
 
 
 def bench_path(row, trained, images):
-    net, _, couples = trained[512]
+    net, _, pairs = trained[512]
     weights = sum(layer.weight.numel() for layer in net if isinstance(layer, nn.Linear))
     times, limits = [], []
     for _ in range(ROUNDS):
         limits.append(peak())
         start = time.perf_counter()
-        merge.walk(net, [merge.path(*couples[0], 25)], images.test)
+        merge.walk(net, [merge.path(*pairs[0], 25)], images.test)
         times.append(time.perf_counter() - start)
     share = 2 * weights * len(images.test) * 25 / statistics.median(times) / 1e9 / statistics.median(limits)
     row("share of matmul peak, a path of 25 points on 1,000 images, width 512", "≥ 0.70", share)

@@ -1,7 +1,9 @@
+import inspect
 import math
 
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,14 +133,14 @@ def test_an_unknown_reference_is_refused():
 
 
 @given(st.integers(0, 2**31), st.integers(2, 5), st.floats(0, 1))
-def test_distances_in_a_plane_are_distances_between_weights(seed, steps, margin):
+def test_distances_in_a_plane_are_distances_between_weights(seed, points, margin):
     a, b, c = some(3, seed)
-    found = plane(a, b, c, steps, margin)
+    found = plane(a, b, c, points, margin=margin)
     y, x = torch.meshgrid(found.y, found.x, indexing="ij")
     for model in (a, b, c):
         corner = found.corners[[model is a, model is b, model is c].index(True)]
         expected = torch.hypot(x - corner[0], y - corner[1]).flatten()
-        for k in range(steps**2):
+        for k in range(points**2):
             distance = (flat(stack.take(found.models, k)) - flat(model)).norm().item()
             assert distance == pytest.approx(expected[k].item(), abs=1e-3)
 
@@ -146,7 +148,7 @@ def test_distances_in_a_plane_are_distances_between_weights(seed, steps, margin)
 def test_the_corners_of_a_plane_are_the_three_models():
     a, b = some(2, "corners")
     c = {name: a[name] + 2 * torch.rand(a[name].shape, generator=stream(0, name)) for name in a}
-    found = plane(a, b, c, steps=2, margin=0)
+    found = plane(a, b, c, points=2, margin=0)
     assert found.corners[0].tolist() == [0, 0]
     assert found.corners[1, 1] == 0 < found.corners[2, 1]
     assert found.corners[1, 0].item() == pytest.approx((flat(b) - flat(a)).norm().item())
@@ -157,7 +159,7 @@ def test_the_corners_of_a_plane_are_the_three_models():
 @pytest.mark.parametrize("margin", [0.0, 0.25, 1.0])
 def test_the_grid_of_a_plane_reaches_beyond_the_models_by_the_margin(margin):
     a, b, c = some(3, "margin")
-    found = plane(a, b, c, steps=5, margin=margin)
+    found = plane(a, b, c, points=5, margin=margin)
     for axis, corners in ((found.x, found.corners[:, 0]), (found.y, found.corners[:, 1])):
         width = (corners.max() - corners.min()).item()
         assert axis[0].item() == pytest.approx(corners.min().item() - margin * width, abs=1e-4)
@@ -235,31 +237,98 @@ def stacks():
 def test_a_blend_is_the_line_between_partners():
     _, a, b = stacks()
     shares = [0.0, 0.25, 0.5, 1.0]
-    found = merge.blend(a, b, shares)
+    found = merge.blend_pairs(a, b, shares)
     for k in range(3):
         line = merge.path(stack.take(a, k), stack.take(b, k), 5)
         for at, stop in enumerate((0, 1, 2, 4)):
             assert all(torch.allclose(found[name][k, at], line[name][stop], atol=1e-6) for name in a)
-    assert all(torch.equal(found[name][:, 2], each) for name, each in merge.halfway(a, b).items())
+    assert all(torch.equal(found[name][:, 2], each) for name, each in merge.average_pairs(a, b).items())
 
 
 def test_the_best_blend_is_best_for_each_couple_by_itself():
     net, a, b = stacks()
     split = Split(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2)
     shares = [0.0, 0.3, 0.7, 1.0]
-    best = train.evaluate(net, merge.best_blend(net, a, b, shares, split), split).loss
+    best = train.evaluate(net, merge.best_blend(net, a, b, split, shares=shares), split).loss
     for k in range(3):
-        tried = {name: each[k] for name, each in merge.blend(a, b, shares).items()}
+        tried = {name: each[k] for name, each in merge.blend_pairs(a, b, shares).items()}
         assert best[k].item() == pytest.approx(train.evaluate(net, tried, split).loss.min().item())
 
 
 @given(st.integers(0, 1000))
-def test_beneath_is_the_distance_to_the_curve_in_either_direction(seed):
+def test_the_distance_below_a_curve_is_measured_at_the_same_x_whichever_way_it_runs(seed):
     x = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
     y = 3 - 2 * x  # a straight line, so that what lies between its points is known
-    at = (x[:, :1] + (x[:, -1:] - x[:, :1]) * torch.tensor([0.1, 0.5, 0.9])).T  # [settings, pairs]
-    under = merge.beneath((x, y), (at, 3 - 2 * at - 0.5))
-    assert torch.allclose(under, torch.full((3, 2), 0.5), atol=1e-5)
-    assert torch.allclose(merge.beneath((x.flip(1), y.flip(1)), (at, 3 - 2 * at - 0.5)), under)
-    beyond = merge.beneath((x, y), (x[:, -1:].T + 1, y[:, -1:].T))
+    inside = (x[:, :1] + (x[:, -1:] - x[:, :1]) * torch.tensor([0.1, 0.5, 0.9])).T  # [settings, pairs]
+    below = merge.distance_below(inside, 3 - 2 * inside - 0.5, curve_x=x, curve_y=y)
+    assert torch.allclose(below, torch.full((3, 2), 0.5), atol=1e-5)
+    backwards = merge.distance_below(inside, 3 - 2 * inside - 0.5, curve_x=x.flip(1), curve_y=y.flip(1))
+    assert torch.allclose(backwards, below)
+    beyond = merge.distance_below(x[:, -1:].T + 1, y[:, -1:].T, curve_x=x, curve_y=y)
     assert torch.allclose(beyond, torch.zeros(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(3, 2), (3, 2), (1, 6), (1, 6)],
+        [(3, 2), (3, 2), (3, 6), (3, 6)],
+        [(3, 2), (1, 2), (2, 6), (2, 6)],
+        [(3, 2), (3, 2), (2, 6), (2, 5)],
+    ],
+)
+def test_settings_and_curves_of_different_pairs_are_refused(shapes):
+    x, y, curve_x, curve_y = map(torch.zeros, shapes)
+    with pytest.raises(ShapeError, match=r"expected \[settings, pairs\] and \[pairs, points\] twice"):
+        inspect.unwrap(merge.distance_below)(x, y, curve_x=curve_x, curve_y=curve_y)
+
+
+def test_a_blend_needs_partners_and_shares():
+    net, a, b = stacks()
+    for one, other in ((a, stack.take(b, slice(1))), (stack.take(a, slice(1)), b), (a, stack.take(b, slice(2)))):
+        with pytest.raises(ShapeError, match="the two stacks of partners do not fit"):
+            merge.average_pairs(one, other)
+    with pytest.raises(ShapeError, match=r"'3\.bias'"):
+        merge.average_pairs(a, {name: tensor for name, tensor in b.items() if name != "3.bias"})
+    with pytest.raises(ParameterError, match=r"shares = \[\], expected one or more"):
+        merge.best_blend(net, a, b, Split(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long)), shares=[])
+
+
+@pytest.mark.parametrize("points", [1, 0, -3])
+def test_a_plane_of_fewer_than_two_points_is_refused(points):
+    with pytest.raises(ParameterError, match=f"points = {points}, expected two or more on each axis"):
+        plane(*some(3, "short"), points)
+
+
+def test_a_walk_needs_lines_of_the_same_number_of_points(trained, digits):
+    net, _, model, copy = trained
+    with pytest.raises(ShapeError, match=r"lines of \[3, 4\] points"):
+        merge.walk(net, [path(model, copy, 3), path(model, copy, 4)], digits.quote)
+    with pytest.raises(ShapeError, match=r"lines of \[\] points: expected one line or more"):
+        merge.walk(net, [], digits.quote)
+
+
+def looked_at(net, a, b, split):
+    """What is shown of two stacks of models, and the models made on the way."""
+    one, other, third = stack.take(a, 0), stack.take(b, 0), stack.take(b, 1)
+    line, grid = path(one, other, 4), plane(one, other, third, 3)
+    losses = train.evaluate(net, line, split).loss.to(stack.device(line))
+    rises = merge.layer_rise(net, [(one, other)], split)
+    shown = [*merge.walk(net, [line, line], split), rises, barrier(losses), grid.x, grid.y, grid.corners]
+    best = merge.best_blend(net, a, b, split, shares=[0.2, 0.8])
+    models = [line, layer_path(one, other, ["1.bias"], 3), merge.average_pairs(a, b), best, grid.models]
+    return shown, models
+
+
+def test_models_stay_on_a_second_device_and_what_is_shown_comes_back():
+    net, a, b = stacks()
+    split = Split(torch.randn(20, 4, generator=stream(0, "x")), torch.arange(20) % 2)
+    shown, models = looked_at(net, a, b, split)
+    with second_device() as device:
+        away = [stack.map(lambda tensor: tensor.to(device), each) for each in (a, b)]
+        shown_there, models_there = looked_at(net, *away, split)
+        assert {tensor.device.type for tensor in shown_there} == {"cpu"}
+        assert {tensor.device for each in models_there for tensor in each.values()} == {device}
+        assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(shown_there, shown, strict=True))
+        for one, other in zip(models_there, models, strict=True):
+            assert all(torch.allclose(one[name].cpu(), other[name], atol=1e-6) for name in other)

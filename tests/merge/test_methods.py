@@ -1,8 +1,10 @@
+import inspect
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +14,7 @@ from paramarket import data, merge, stack, train
 from paramarket.align import permutation_spec
 from paramarket.base import stream
 from paramarket.data import Split
-from paramarket.errors import DataError, ShapeError, WeightsError
+from paramarket.errors import DataError, ParameterError, ShapeError, WeightsError
 
 WEIGHTED = ["average", "repair", "task arithmetic", "regmean"]
 every_method = pytest.mark.parametrize("method", merge.METHODS)
@@ -102,14 +104,14 @@ def test_merging_changes_neither_models_nor_net(name, method, split):
 @every_method
 def test_models_that_cannot_be_merged_are_refused(method, split):
     net, _, models = some("mlp")
-    with pytest.raises(ShapeError, match=r"1 models and weights None: expected two or more models"):
+    with pytest.raises(ShapeError, match="a merge needs two or more models, got 1"):
         run(method, net, stack.take(models, slice(1)), split)
     with pytest.raises(ShapeError, match=r"'1\.weight' has shape \(13, 64\), expected \(12, 64\)"):
         run(method, net, stack.init(stack.mlp(64, [13, 8], 10), 2, seed=0), split)
     with pytest.raises(WeightsError, match=r"'3\.bias' of the models to merge holds values that are NaN or infinite"):
         run(method, net, {**models, "3.bias": models["3.bias"] / 0}, split)
     if method in WEIGHTED:
-        with pytest.raises(ShapeError, match=r"2 models and weights \[1, 2, 3\]: .*a weight for each"):
+        with pytest.raises(ParameterError, match=r"weights = \[1, 2, 3\] for 2 models: expected one number for each"):
             run(method, net, models, split, weights=[1, 2, 3])
 
 
@@ -245,7 +247,7 @@ def test_batch_norm_is_measured_anew(split):
 def test_a_repaired_path_starts_and_ends_at_its_ends_and_is_repaired_between(name, split):
     net, spec, models = some(name)
     a, b = stack.take(models, 0), stack.take(models, 1)
-    found = merge.repaired_path(net, spec, a, b, 5, split.x)
+    found = merge.repaired_path(net, spec, a, b, split.x, 5)
     assert equal(stack.take(found, 0), a)
     assert equal(stack.take(found, 4), b)
     for k in range(1, 4):
@@ -257,11 +259,13 @@ def test_a_repaired_path_starts_and_ends_at_its_ends_and_is_repaired_between(nam
 def test_an_ensemble_says_the_mean_of_probabilities(weights, split):
     net, _, models = some("mlp", 3)
     each = stack.forward(net, models, split.x).softmax(dim=-1)
-    said = merge.ensemble(net, models, split.x, weights)
+    said = merge.ensemble(net, models, split.x, weights=weights)
     assert torch.allclose(said, sum(w * p for w, p in zip(weights or [1 / 3] * 3, each, strict=True)), atol=1e-6)
     assert torch.allclose(said.sum(dim=1), torch.ones(len(split)), atol=1e-5)
-    assert torch.allclose(merge.ensemble(net, stack.take(models, [1, 1, 1]), split.x, weights), each[1], atol=1e-6)
-    assert torch.allclose(merge.ensemble(net, models, split.x, [0, 0, 1]), each[2], atol=1e-6)
+    assert torch.allclose(
+        merge.ensemble(net, stack.take(models, [1, 1, 1]), split.x, weights=weights), each[1], atol=1e-6
+    )
+    assert torch.allclose(merge.ensemble(net, models, split.x, weights=[0, 0, 1]), each[2], atol=1e-6)
 
 
 def distilled(net, models, split, seed=0, steps=60):
@@ -289,7 +293,7 @@ def test_a_student_depends_on_the_generator_alone_and_on_no_label(trained, split
     assert equal(student, distilled(net, models, split))
     assert equal(student, distilled(net, models, Split(split.x, split.y.flip(0))))
     assert not equal(student, distilled(net, models, split, seed=1))
-    with pytest.raises(ShapeError, match="expected two or more models"):
+    with pytest.raises(ShapeError, match="a merge needs two or more models, got 1"):
         distilled(net, stack.take(models, slice(1)), split)
 
 
@@ -308,11 +312,100 @@ def test_probabilities_of_another_number_of_classes_are_refused(classes, split):
         train.fit(net, models, Split(split.x, torch.full((len(split), classes), 1 / classes)), steps=1)
 
 
-def test_couples_are_merged_one_by_one(digits):
+def test_pairs_are_merged_one_by_one(digits):
     net = stack.mlp(64, [8], 10)
     a, b = (stack.init(net, 3, seed=seed) for seed in (0, 1))
     spec = permutation_spec(net, digits.quote.x[:1])
-    found = merge.couples(merge.repair, net, spec, a, b, digits.quote, stream(0, "couples"))
+    found = merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"), method=merge.repair)
     for k in range(3):
         two = stack.join([stack.take(a, k), stack.take(b, k)])
-        assert close(stack.take(found, k), merge.repair(net, spec, two, digits.quote, stream(0, "couples")))
+        assert close(stack.take(found, k), merge.repair(net, spec, two, digits.quote, stream(0, "pairs")))
+
+
+def test_pairs_are_averaged_where_no_method_is_named_and_draw_from_one_generator(digits):
+    net = stack.mlp(64, [8], 10)
+    a, b = (stack.init(net, 2, seed=seed) for seed in (0, 1))
+    spec = permutation_spec(net, digits.quote.x[:1])
+    plain = merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"))
+    assert equal(plain, merge.average_pairs(a, b))
+    own = stream(0, "pairs")
+    pairs = [stack.join([stack.take(a, k), stack.take(b, k)]) for k in range(2)]
+    one_by_one = [merge.distil(net, spec, pair, digits.quote, own) for pair in pairs]
+    many = merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"), method=merge.distil)
+    assert equal(many, stack.join(one_by_one))
+
+
+def test_a_model_without_a_partner_is_refused(digits):
+    net = stack.mlp(64, [8], 10)
+    spec = permutation_spec(net, digits.quote.x[:1])
+    for copies in ((2, 3), (3, 2), (1, 3), (3, 1)):
+        a, b = (stack.init(net, number, seed=0) for number in copies)
+        with pytest.raises(ShapeError, match="the two stacks of partners do not fit"):
+            merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"))
+
+
+@pytest.mark.parametrize("density", [-0.1, 1.01, float("nan")])
+def test_a_density_that_is_no_share_is_refused(density, split):
+    net, _, models = some("mlp")
+    with pytest.raises(ParameterError, match=r"density = .*, expected a share of the weights"):
+        run("ties", net, models, split, density=density)
+
+
+def test_what_is_listed_are_merge_methods():
+    assert all(isinstance(method, merge.MergeMethod) for method in [*merge.METHODS.values(), merge.distil])
+    for method in [*merge.METHODS.values(), merge.distil]:
+        parameters = list(inspect.signature(method).parameters.values())
+        assert [each.name for each in parameters[:5]] == ["net", "spec", "models", "split", "generator"]
+        assert all(each.kind is each.KEYWORD_ONLY and each.default is not each.empty for each in parameters[5:])
+
+
+def away(models, device):
+    return stack.map(lambda tensor: tensor.to(device), models)
+
+
+def back(models):
+    return stack.map(lambda tensor: tensor.cpu(), models)
+
+
+@pytest.mark.parametrize("method", [*merge.METHODS, "distil"])
+def test_models_on_a_second_device_merge_there_to_the_same(method, split):
+    net, spec, models = some("mlp")
+    way = merge.METHODS.get(method, merge.distil)
+    expected = way(net, spec, models, split, stream(0, "merge"))
+    with second_device() as device:
+        merged = way(net, spec, away(models, device), split, stream(0, "merge"))
+        assert {tensor.device for tensor in merged.values()} == {device}
+        assert close(back(merged), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "BatchNorm"])
+def test_paths_are_repaired_and_pairs_merged_on_a_second_device(name, split):
+    net, spec, models = some(name)
+    ends = [stack.take(models, k) for k in range(2)]
+    line = merge.repaired_path(net, spec, *ends, split.x, 5)
+    pairs = merge.merge_pairs(net, spec, models, models, split, stream(0, "pairs"), method=merge.repair)
+    with second_device() as device:
+        there = away(models, device)
+        ends = [stack.take(there, k) for k in range(2)]
+        assert close(back(merge.repaired_path(net, spec, *ends, split.x, 5)), line)
+        found = merge.merge_pairs(net, spec, there, there, split, stream(0, "pairs"), method=merge.repair)
+        assert {tensor.device for tensor in found.values()} == {device}
+        assert close(back(found), pairs)
+
+
+def test_an_ensemble_speaks_where_its_models_are(split):
+    net, _, models = some("mlp")
+    expected = merge.ensemble(net, models, split.x)
+    with second_device() as device:
+        said = merge.ensemble(net, away(models, device), split.x)
+        assert said.device == device
+        assert torch.allclose(said.cpu(), expected)
+
+
+@pytest.mark.parametrize("method", ["repair", "regmean"])
+def test_a_layer_that_is_used_twice_is_refused_by_name(method, split):
+    twice = [nn.Linear(12, 12), nn.Tanh()] * 2
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), *twice, nn.Linear(12, 10))
+    models = stack.init(net, 3, seed=0)
+    with pytest.raises(ShapeError, match="layer '3' is used 2 times in the net, expected once"):
+        run(method, net, models, split)

@@ -1,17 +1,19 @@
 """Bring models into one order: hidden units can be reordered without changing what a network computes.
 
-Every matcher takes (spec, target, source, …) and gives {permutation name: order}, so that
-`permute(spec, matcher(spec, target, source, …), source)` is the source in the target's order.
+The symmetry of a net is data, a `PermutationSpec`. Every `Matcher` takes (spec, target, source, …) and gives
+{permutation name: order}, so that `permute(spec, matcher(spec, target, source, …), source)` is the source in the
+target's order.
 """
 
 from paramarket.align.matching import (
+    Matcher,
     activation_matching,
     activation_products,
     inner_product,
     match_many,
     reorder,
-    reorder_each,
     reorder_many,
+    reorder_pairs,
     unit_axis,
     weight_matching,
     weight_products,
@@ -28,6 +30,7 @@ from paramarket.align.symmetry import (
 )
 
 __all__ = [
+    "Matcher",
     "PermutationSpec",
     "Permutations",
     "activation_matching",
@@ -40,8 +43,8 @@ __all__ = [
     "permutation_spec",
     "permute",
     "reorder",
-    "reorder_each",
     "reorder_many",
+    "reorder_pairs",
     "sizes",
     "unit_axis",
     "weight_matching",

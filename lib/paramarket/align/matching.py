@@ -1,38 +1,42 @@
-"""Bring models into one order: find the permutations of hidden units that lay one model onto another.
+"""Matching: find the order of hidden units that lays one model onto another, and put many models in one order."""
 
-Every matcher takes (spec, target, source, …) and gives {permutation name: order}, so that
-`permute(spec, matcher(spec, target, source, …), source)` is the source in the target's order.
-"""
-
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from paramarket import stack
 from paramarket.align.symmetry import (
     Permutations,
     PermutationSpec,
     compose,
     identity,
     inverse,
-    move,
-    permutation_spec,
     permute,
+    reorder_axes,
     sizes,
 )
 from paramarket.base import stream
 from paramarket.errors import ShapeError, WeightsError
-from paramarket.stack import Params, Stack, compare, join, probe, take
-
-__all__ = ["PermutationSpec", "Permutations", "activation_matching", "activation_products", "compose", "identity"]
-__all__ += ["inner_product", "inverse", "match_many", "permutation_spec", "permute", "reorder", "reorder_each"]
-__all__ += ["reorder_many"]
-__all__ += ["sizes", "unit_axis", "weight_matching", "weight_products"]
+from paramarket.stack import Params, Stack
 
 _STATISTICS = ("running_mean", "running_var")  # they move with their units but say nothing about what these compute
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """Finds the order of the source's units in which it lies nearest to the target.
+
+    It gives one order for every permutation of the spec, an integer tensor on the CPU that keeps the spec's groups
+    together: `permute(spec, found, source)` computes what the source does, and can be mixed with the target. Both
+    models stay as they are. Raises ShapeError for two models of different nets, WeightsError for weights that are not
+    finite. settings: the matcher's own, by keyword.
+    """
+
+    def __call__(self, spec: PermutationSpec, target: Params, source: Params, **settings: Any) -> Permutations: ...
 
 
 def weight_matching(
@@ -43,18 +47,33 @@ def weight_matching(
     Maximises sum_l <W_l^A, P_l W_l^B P_{l-1}ᵀ>, biases included, by coordinate descent: with all others held, one
     permutation is a linear assignment problem. The start chains forward: each layer is matched on what it reads from
     layers matched before it. Then layers are visited in a random order (seed) until none can improve.
+
+    >>> import torch
+    >>> from paramarket import align, stack
+    >>> net = stack.mlp(4, [3], 2)
+    >>> spec, model = align.permutation_spec(net, torch.zeros(1, 4)), stack.take(stack.init(net, 1, seed=0), 0)
+    >>> shuffled = align.permute(spec, {"1": torch.tensor([2, 0, 1])}, model)
+    >>> align.weight_matching(spec, target=shuffled, source=model)
+    {'1': tensor([2, 0, 1])}
     """
     _comparable(target, source)
-    p, known, memory = identity(spec, source), {None}, {}
+    p = identity(spec, source)
+    memory: dict = {}
+    known: set[str | None] = {None}
     for label in p:
-        cost = weight_products(spec, label, target, source, p, known | {label}, memory)
-        p[label], known = _assign(cost, spec.groups.get(label, 1)), known | {label}
-    near, waiting, labels = _neighbours(spec), set(p), list(p)
+        known.add(label)
+        products = weight_products(spec, label, target, source, p, known, memory)
+        p[label] = _best_order(products, spec.groups.get(label, 1))
+    neighbours, labels = _neighbours(spec), list(p)
+    waiting = set(labels)  # a layer whose neighbours have not moved since it was visited has nothing to gain
     for sweep in range(sweeps):
-        for k in torch.randperm(len(labels), generator=stream(seed, "weight matching", sweep)).tolist():
-            if labels[k] in waiting:  # a layer whose neighbours have not moved since has nothing to gain
-                waiting.discard(labels[k])
-                waiting |= near[labels[k]] if _improve(spec, labels[k], target, source, p, memory) else set()
+        visits = torch.randperm(len(labels), generator=stream(seed, "weight matching", sweep)).tolist()
+        for label in (labels[k] for k in visits):
+            if label not in waiting:
+                continue
+            waiting.discard(label)
+            if _improve(spec, label, target, source, p, memory):
+                waiting |= neighbours[label]
         if not waiting:
             break
     return p
@@ -73,20 +92,22 @@ def weight_products(
 
     M_l = W_l^A P_{l-1} W_l^Bᵀ + W_{l+1}^Aᵀ P_{l+1} W_{l+1}^B + b_l^A b_l^Bᵀ, the neighbours ordered as in `p`.
     known: only parameters whose every axis has one of these permutations. memory: products to use again as long as
-    the neighbours keep their order; give the same dict at every call.
+    the neighbours keep their order; give the same dict at every call. The result stays where the models are.
     """
     memory = {} if memory is None else memory
-    units, like = len(p[label]), next(iter(target.values()))
-    total = like.new_zeros(units, units)
+    units = len(p[label])
+    total = stack.place(torch.zeros(units, units), target)
     for name, axes in spec.axes.items():
-        if label not in axes or name.endswith(_STATISTICS) or (known is not None and not known.issuperset(axes)):
+        if name.endswith(_STATISTICS) or (known is not None and not known.issuperset(axes)):
             continue
         for axis in (k for k, own in enumerate(axes) if own == label):
-            rest = tuple(None if k == axis else own for k, own in enumerate(axes))
-            orders = [p[own] for own in rest if own is not None]
-            before, product = memory.get((name, axis), (None, None))
-            if before is None or any(one is not other for one, other in zip(before, orders, strict=True)):
-                product = _rows(target[name], axis, units) @ _rows(move(source[name], rest, p), axis, units).mT
+            others = tuple(None if k == axis else own for k, own in enumerate(axes))
+            orders = [p[own] for own in others if own is not None]
+            before, product = memory.get((name, axis), ([], None))
+            if product is None or any(one is not other for one, other in zip(before, orders, strict=True)):
+                of_target = _rows(target[name], axis, units)
+                of_source = _rows(reorder_axes(source[name], others, p), axis, units)
+                product = of_target @ of_source.mT
                 memory[name, axis] = orders, product
             total += product
     return total
@@ -97,43 +118,51 @@ def _rows(tensor: Tensor, axis: int, units: int) -> Tensor:
     return tensor.unflatten(axis, (units, -1)).movedim(axis, 0).reshape(units, -1)
 
 
-def _assign(cost: Tensor, groups: int) -> Tensor:
-    """The order with the largest sum of cost[i, order[i]]; with groups, the best that keeps groups together."""
-    cost = cost.detach().cpu()
+def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
+    """The order with the largest sum of products[i, order[i]]; with groups, the best that keeps groups together."""
+    products = products.detach().cpu()
     if groups == 1:
-        cost = cost.amax(dim=1, keepdim=True) - cost  # the same problem, as a smallest sum with zeros in it:
+        cost = products.amax(dim=1, keepdim=True) - products  # the same problem, as a smallest sum with zeros in it:
         cost = cost - cost.amin(dim=0, keepdim=True)  # scipy then has a third less to do
         return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
-    blocks = cost.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).transpose(1, 2)  # [g, h, units, units]
+    blocks = products.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).transpose(1, 2)  # [g, h, units, units]
     size = blocks.shape[-1]
-    inner = torch.stack([_assign(block, 1) for block in blocks.flatten(0, 1)]).view(groups, groups, size)
+    inner = torch.stack([_best_order(block, 1) for block in blocks.flatten(0, 1)]).view(groups, groups, size)
     value = blocks.gather(3, inner.unsqueeze(-1)).sum(dim=(2, 3))
-    outer = _assign(value, 1)
+    outer = _best_order(value, 1)
     return (outer.unsqueeze(1) * size + inner[torch.arange(groups), outer]).flatten()
 
 
 def _neighbours(spec: PermutationSpec) -> dict[str, set[str]]:
     """Which permutations share a parameter; one that sits on two axes of the same parameter is its own neighbour."""
-    near: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for axes in spec.axes.values():
-        for label in set(axes) - {None}:
-            others = set(axes) - {None} if axes.count(label) > 1 else set(axes) - {None, label}
-            near[label] = near.get(label, set()) | others
-    return near
+        labels = set(axes) - {None}
+        for label in labels:
+            others = labels if axes.count(label) > 1 else labels - {label}
+            found[label] = found.get(label, set()) | others
+    return found
 
 
 def _improve(spec: PermutationSpec, label: str, target: Params, source: Params, p: Permutations, memory: dict) -> bool:
     """Solve one assignment; keep it, in `p`, only if the objective really rises."""
-    cost = weight_products(spec, label, target, source, p, memory=memory)
-    new, at = _assign(cost, spec.groups.get(label, 1)), torch.arange(len(cost))
+    products = weight_products(spec, label, target, source, p, memory=memory)
+    new = _best_order(products, spec.groups.get(label, 1))
     if any(axes.count(label) > 1 for axes in spec.axes.values()):  # then the objective is not linear in it
-        ways = (permute(spec, each, source) for each in ({**p, label: new}, p))
-        after, before = (inner_product(target, moved) for moved in ways)
+        after = inner_product(target, permute(spec, {**p, label: new}, source))
+        before = inner_product(target, permute(spec, p, source))
     else:
-        after, before = (cost.cpu()[at, order].double().sum().item() for order in (new, p[label]))
-    better = after > before + torch.finfo(cost.dtype).eps * len(cost) * cost.abs().max().item()
-    p[label] = new if better else p[label]
+        after, before = _sum_along(products, new), _sum_along(products, p[label])
+    rounding = torch.finfo(products.dtype).eps * len(products) * products.abs().max().item()
+    better = after > before + rounding
+    if better:
+        p[label] = new
     return better
+
+
+def _sum_along(products: Float[Tensor, "units units"], order: Tensor) -> float:
+    """sum_i products[i, order[i]], in float64."""
+    return products.cpu()[torch.arange(len(order)), order].double().sum().item()
 
 
 def inner_product(target: Params, source: Params) -> float:
@@ -150,32 +179,42 @@ def activation_matching(
     Per layer one assignment on the products E[z_A z_Bᵀ] of what the next layers read (Git Re-Basin, section 3.1).
     """
     _comparable(target, source)
-    products = activation_products(spec, target, source, net=net, x=x)
-    start = identity(spec, source)
-    return start | {label: _assign(cost, spec.groups.get(label, 1)) for label, cost in products.items()}
+    p = identity(spec, source)
+    for label, products in activation_products(spec, target, source, net=net, x=x).items():
+        p[label] = _best_order(products, spec.groups.get(label, 1))
+    return p
 
 
 def activation_products(
     spec: PermutationSpec, target: Params, source: Params, *, net: nn.Module, x: Float[Tensor, "n ..."]
 ) -> dict[str, Float[Tensor, "units units"]]:
-    """{permutation: E[z_A z_Bᵀ]}, z [n, units] being what the layers that read these units get to see on x."""
-    length, total = sizes(spec, source), {}
-    readers = {
-        name.removesuffix(".weight"): axes[1]
-        for name, axes in spec.axes.items()
-        if name.endswith(".weight")
-        and len(axes) > 1
-        and axes[1] is not None
-        and isinstance(net.get_submodule(name.removesuffix(".weight")), (nn.Linear, nn.Conv1d, nn.Conv2d))
-    }
-    one: dict[str, Tensor] = {}
-    other: dict[str, Tensor] = {}
-    for params, read in ((target, one), (source, other)):
-        probe(net, params, x, readers, lambda path, given, _, read=read: read.update({path: given}))
-    for path, label in readers.items():
-        a, b = (_rows(z[path], unit_axis(net, path, z[path]), length[label]) for z in (one, other))
+    """{permutation: E[z_A z_Bᵀ]}, z [n, units] being what the layers that read these units get to see on x.
+
+    The products stay where the models are.
+    """
+    readers: dict[str, str] = {}
+    for name, axes in spec.axes.items():
+        reads_units = name.endswith(".weight") and len(axes) > 1 and axes[1] is not None
+        if reads_units and isinstance(net.get_submodule(stack.layer_of(name)), _LAYERS):
+            readers[stack.layer_of(name)] = axes[1]
+    of_target, of_source = _inputs(net, target, x, readers), _inputs(net, source, x, readers)
+    units, total = sizes(spec, source), {}
+    for layer, label in readers.items():
+        axis = unit_axis(net, layer, of_target[layer])
+        a, b = (_rows(read[layer], axis, units[label]) for read in (of_target, of_source))
         total[label] = total.get(label, 0.0) + a @ b.mT / a.shape[1]
     return total
+
+
+def _inputs(net: nn.Module, params: Params, x: Tensor, layers: dict[str, str]) -> dict[str, Tensor]:
+    """{layer: what it reads on x}."""
+    found: dict[str, Tensor] = {}
+
+    def look(layer: str, read: Tensor, said: Tensor) -> None:
+        found[layer] = read
+
+    stack.probe(net, params, x, layers, look)
+    return found
 
 
 def unit_axis(net: nn.Module, layer: str, z: Tensor) -> int:
@@ -184,57 +223,58 @@ def unit_axis(net: nn.Module, layer: str, z: Tensor) -> int:
 
 
 def match_many(
-    spec: PermutationSpec, models: Stack, matcher: Callable[..., Permutations] = weight_matching, **settings: Any
+    spec: PermutationSpec, models: Stack, *, matcher: Matcher = weight_matching, **settings: Any
 ) -> list[Permutations]:
     """One order for each of K models, so that all fit together; the first keeps its own.
 
     Each in turn is matched to the mean of the others, and a new order is kept if it brings the weights nearer to that
     mean, until nothing improves (Git Re-Basin, MergeMany). settings: the matcher's own, as `net` and `x`.
     """
-    own = [take(models, k) for k in range(len(next(iter(models.values()))))]
+    own = [stack.take(models, k) for k in range(stack.count(models))]
     if len(own) < 2:
         raise ShapeError(f"matching needs two or more models, got {len(own)}.")
-    p, improved = [identity(spec, own[0]) for _ in own], True
+    p = [identity(spec, model) for model in own]
+    visits = [1] if len(own) == 2 else range(len(own))  # of two, it is enough that one moves
+    improved = True
     while improved:
         improved = False
-        for k in range(1, len(own)) if len(own) == 2 else range(len(own)):
+        for k in visits:
             others = [permute(spec, p[j], own[j]) for j in range(len(own)) if j != k]
-            mean = {name: tensor.mean(dim=0) for name, tensor in join(others).items()}
+            mean = stack.map(lambda tensor: tensor.mean(dim=0), stack.join(others))
             new = matcher(spec, mean, own[k], **settings)
-            after, before = (inner_product(mean, permute(spec, each, own[k])) for each in (new, p[k]))
+            after = inner_product(mean, permute(spec, new, own[k]))
+            before = inner_product(mean, permute(spec, p[k], own[k]))
             if after > before + 1e-6 * abs(before):
                 p[k], improved = new, True
-    return [compose(inverse(p[0]), each) for each in p]
+    back = inverse(p[0])
+    return [compose(back, each) for each in p]
 
 
 def reorder(
-    spec: PermutationSpec,
-    target: Params,
-    source: Params,
-    matcher: Callable[..., Permutations] = weight_matching,
-    **settings: Any,
+    spec: PermutationSpec, target: Params, source: Params, *, matcher: Matcher = weight_matching, **settings: Any
 ) -> Params:
     """The source in the target's order, as the matcher finds it: what can be mixed with the target."""
     return permute(spec, matcher(spec, target, source, **settings), source)
 
 
-def reorder_many(
-    spec: PermutationSpec, models: Stack, matcher: Callable[..., Permutations] = weight_matching, **settings: Any
-) -> Stack:
+def reorder_many(spec: PermutationSpec, models: Stack, *, matcher: Matcher = weight_matching, **settings: Any) -> Stack:
     """All models in one order, the first one's (see `match_many`)."""
-    found = match_many(spec, models, matcher, **settings)
-    return join([permute(spec, p, take(models, k)) for k, p in enumerate(found)])
+    found = match_many(spec, models, matcher=matcher, **settings)
+    return stack.join([permute(spec, p, stack.take(models, k)) for k, p in enumerate(found)])
 
 
-def reorder_each(spec: PermutationSpec, a: Stack, b: Stack, **settings: Any) -> Stack:
-    """Every model of b in the order of its partner in a (see `reorder`)."""
-    number = len(next(iter(a.values())))
-    return join([reorder(spec, take(a, k), take(b, k), **settings) for k in range(number)])
+def reorder_pairs(
+    spec: PermutationSpec, a: Stack, b: Stack, *, matcher: Matcher = weight_matching, **settings: Any
+) -> Stack:
+    """Every model of b in the order of its partner in a (see `reorder`). ShapeError if one has no partner."""
+    stack.compare(b, a, "the two stacks of partners")
+    pairs = [(stack.take(a, k), stack.take(b, k)) for k in range(stack.count(a))]
+    return stack.join([reorder(spec, one, other, matcher=matcher, **settings) for one, other in pairs])
 
 
 def _comparable(target: Params, source: Params) -> None:
     """Two models of one architecture, of finite numbers; else an error that names the first difference."""
-    compare(source, target, "the two models to match")
+    stack.compare(source, target, "the two models to match")
     for who, params in {"target": target, "source": source}.items():
         for name, tensor in params.items():
             if not tensor.isfinite().all():

@@ -1,7 +1,7 @@
 """Permutation symmetry as data: which axes of which parameters can be reordered together, and the reordering itself.
 
 Hidden units have no order: W_l' = P_l W_l P_{l-1}ᵀ, b_l' = P_l b_l computes the same function (Git Re-Basin, Ainsworth
-et al. 2023, section 2). `align` passes these names on: write `align.permutation_spec`, `align.permute`.
+et al. 2023, section 2).
 """
 
 import copy
@@ -19,8 +19,10 @@ from paramarket.stack import Params
 Permutations = dict[str, Tensor]  # permutation name -> int64 tensor: place i takes what stood at p[i]
 Labels = tuple[str | None, ...]  # for every axis, the permutation that reorders it, or None
 
-_SAME = "relu relu6 gelu silu elu leakyrelu tanh sigmoid hardswish softplus identity dropout dropout2d contiguous clone"
+_ELEMENTWISE = "relu relu6 gelu silu elu leakyrelu tanh sigmoid hardswish softplus identity dropout dropout2d"
 _POOLS = "maxpool1d maxpool2d avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d adaptivemaxpool2d"
+_KEEPS_AXES = {*_ELEMENTWISE.split(), *_POOLS.split(), "contiguous", "clone"}
+_JOINS_AXES = {"add", "iadd", "sub", "mul", "imul", "truediv"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,17 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
 
     example: one batch [n, ...] as the net takes it; only its shape counts. A permutation bears the name of the first
     layer whose outputs it reorders. Raises ShapeError naming the operation that cannot be traced.
+
+    >>> import torch
+    >>> from paramarket import align, stack
+    >>> print(align.permutation_spec(stack.mlp(4, [3], 2), torch.zeros(1, 4)))
+    1.weight  [1, ·]
+    1.bias  [1]
+    3.weight  [·, 1]
+    3.bias  [·]
     """
     try:
-        trace = _Trace(copy.deepcopy(net).to("meta").eval(), _shared(net))
+        trace = _Trace(copy.deepcopy(net).to("meta").eval(), _first_names(net))
     except Exception as error:  # whatever a forward method does that torch.fx cannot follow
         raise ShapeError(f"cannot trace {type(net).__name__}: {error}") from error
     try:
@@ -54,14 +64,16 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
         raise
     except Exception as error:  # each layer has an error of its own for what it cannot read
         raise ShapeError(f"an example of shape {tuple(example.shape)} does not run through the net: {error}") from error
-    named = [*net.named_parameters(), *net.named_buffers()]
-    shapes = {name: tensor.ndim for name, tensor in named if tensor.is_floating_point()}
-    axes = {name: tuple(map(trace.root, trace.axes.get(name, (None,) * ndim))) for name, ndim in shapes.items()}
-    order = {name: axes[name] for name in trace.axes if name in axes}
-    return PermutationSpec(order | axes, trace.grouped())
+    axes: dict[str, Labels] = {}
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if tensor.is_floating_point():
+            labels = trace.axes.get(name, (None,) * tensor.ndim)
+            axes[name] = tuple(trace.root(label) for label in labels)
+    as_used = {name: axes[name] for name in trace.axes if name in axes}
+    return PermutationSpec(as_used | axes, trace.group_counts())
 
 
-def _shared(net: nn.Module) -> dict[str, str]:
+def _first_names(net: nn.Module) -> dict[str, str]:
     """{name: the name it goes by}: two layers with the same weights hold one parameter, under its first name."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in net.named_parameters(remove_duplicate=False)}
@@ -91,11 +103,11 @@ class _Trace(fx.Interpreter):
         first = None if None in roots else min(roots, key=self.rank.get)
         self.parent |= {root: first for root in roots if root != first}
 
-    def new(self, path: str) -> str:
+    def new_permutation(self, path: str) -> str:
         self.rank.setdefault(path, len(self.rank))
         return path
 
-    def own(self, path: str, **axes: Labels) -> None:
+    def label_parameters(self, path: str, **axes: Labels) -> None:
         """A module's parameters; one that is used twice ties both uses."""
         module = self.fetch_attr(path)
         for name, labels in axes.items():
@@ -104,9 +116,10 @@ class _Trace(fx.Interpreter):
                 for pair in zip(labels, self.axes.setdefault(key, labels), strict=True):
                     self.tie(*pair)
 
-    def grouped(self) -> dict[str, int]:
+    def group_counts(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        for label, groups in ((self.root(label), groups) for label, groups in self.groups):
+        for norm_label, groups in self.groups:
+            label = self.root(norm_label)
             if label is not None and found.setdefault(label, groups) != groups:
                 raise ShapeError(f"GroupNorms of {found[label]} and of {groups} groups meet in the units of {label!r}.")
         return found
@@ -117,10 +130,10 @@ class _Trace(fx.Interpreter):
             return super().run_node(node)
         out = super().run_node(node)
         if isinstance(out, Tensor):
-            self.labels[node] = self.rule(node, out)
+            self.labels[node] = self.output_labels(node, out)
         return out
 
-    def rule(self, node: fx.Node, out: Tensor) -> Labels:
+    def output_labels(self, node: fx.Node, out: Tensor) -> Labels:
         if node.op in ("placeholder", "get_attr"):
             return (None,) * out.ndim
         module = self.fetch_attr(node.target) if node.op == "call_module" else None
@@ -130,10 +143,10 @@ class _Trace(fx.Interpreter):
         labels = self.labels[inputs[0]] if inputs else ()
         shape = tuple(self.env[inputs[0]].shape) if inputs else ()
         reshaped = kind in ("flatten", "view", "reshape")
-        if kind in _SAME.split() or kind in _POOLS.split() or (reshaped and tuple(out.shape) == shape):
+        if kind in _KEEPS_AXES or (reshaped and tuple(out.shape) == shape):
             return labels
-        if kind in ("add", "iadd", "sub", "mul", "imul", "truediv"):
-            return self.meet(inputs, out)
+        if kind in _JOINS_AXES:
+            return self.broadcast(inputs, out)
         if reshaped and tuple(out.shape) == (shape[0], math.prod(shape[1:])):
             self.tie(None, *labels[2:])  # the channels lead, so that each one's pixels move as a block
             return (labels[0], labels[1])
@@ -143,8 +156,8 @@ class _Trace(fx.Interpreter):
             raise ShapeError(f"cannot trace the operation {target!r} ({node.name}): write the spec by hand.")
         return getattr(self, f"_{kind}")(module, node.target, labels)
 
-    def meet(self, inputs: list[fx.Node], out: Tensor) -> Labels:
-        """Broadcasting: axes meet from the last one on, an axis of length one meets nothing."""
+    def broadcast(self, inputs: list[fx.Node], out: Tensor) -> Labels:
+        """Axes meet from the last one on, an axis of length one meets nothing."""
         met: list[list[str | None]] = [[] for _ in range(out.ndim)]
         for source in inputs:
             shape = self.env[source].shape
@@ -162,33 +175,33 @@ class _Trace(fx.Interpreter):
         return tuple(None if k in gone else label for k, label in enumerate(labels) if keep or k not in gone)
 
     def _linear(self, module: nn.Linear, path: str, labels: Labels) -> Labels:
-        made = self.new(path)
-        self.own(path, weight=(made, labels[-1]), bias=(made,))
-        return (*labels[:-1], made)
+        label = self.new_permutation(path)
+        self.label_parameters(path, weight=(label, labels[-1]), bias=(label,))
+        return (*labels[:-1], label)
 
     def _conv2d(self, module: nn.Conv1d | nn.Conv2d, path: str, labels: Labels) -> Labels:
         depthwise = module.groups == module.in_channels == module.out_channels
         if module.groups > 1 and not depthwise:
             raise ShapeError(f"cannot trace {path!r}, a convolution in {module.groups} groups: write the spec by hand.")
-        made = labels[1] if depthwise else self.new(path)
+        label = labels[1] if depthwise else self.new_permutation(path)
         rest = (None,) * len(module.kernel_size)
-        self.own(path, weight=(made, None if depthwise else labels[1], *rest), bias=(made,))
-        return (labels[0], made, *labels[2:])
+        self.label_parameters(path, weight=(label, None if depthwise else labels[1], *rest), bias=(label,))
+        return (labels[0], label, *labels[2:])
 
     def _batchnorm2d(self, module: nn.Module, path: str, labels: Labels) -> Labels:
         names = ("weight", "bias", "running_mean", "running_var")
-        self.own(path, **dict.fromkeys(names, (labels[1],)))
+        self.label_parameters(path, **dict.fromkeys(names, (labels[1],)))
         return labels
 
     def _groupnorm(self, module: nn.GroupNorm, path: str, labels: Labels) -> Labels:
         if 1 < module.num_groups < module.num_channels:
             self.groups.append((labels[1], module.num_groups))
-        self.own(path, weight=(labels[1],), bias=(labels[1],))
+        self.label_parameters(path, weight=(labels[1],), bias=(labels[1],))
         return labels
 
     def _layernorm(self, module: nn.LayerNorm, path: str, labels: Labels) -> Labels:
         own = labels[-len(module.normalized_shape) :]
-        self.own(path, weight=own, bias=own)
+        self.label_parameters(path, weight=own, bias=own)
         return labels
 
     _conv1d, _batchnorm1d = _conv2d, _batchnorm2d
@@ -212,15 +225,24 @@ def sizes(spec: PermutationSpec, params: Params) -> dict[str, int]:
 
 
 def permute(spec: PermutationSpec, p: Permutations, params: Params) -> Params:
-    """The same function with its hidden units reordered: place i of an axis takes what stood at p[i]."""
+    """The same function with its hidden units reordered: place i of an axis takes what stood at p[i].
+
+    >>> import torch
+    >>> from paramarket import align, stack
+    >>> net = stack.mlp(4, [3], 2)
+    >>> spec, model = align.permutation_spec(net, torch.zeros(1, 4)), stack.take(stack.init(net, 1, seed=0), 0)
+    >>> moved = align.permute(spec, {"1": torch.tensor([2, 0, 1])}, model)
+    >>> bool((moved["1.bias"] == model["1.bias"][[2, 0, 1]]).all()), tuple(moved["3.weight"].shape)
+    (True, (2, 3))
+    """
     for label, size in sizes(spec, params).items():
         if label not in p or len(p[label]) != size:
             given = f"one of {len(p[label])}" if label in p else "none"
             raise ShapeError(f"expected an order of the {size} units of {label!r}, got {given}.")
-    return {name: move(tensor, spec.axes.get(name, ()), p) for name, tensor in params.items()}
+    return {name: reorder_axes(tensor, spec.axes.get(name, ()), p) for name, tensor in params.items()}
 
 
-def move(tensor: Tensor, labels: Labels, p: Permutations) -> Tensor:
+def reorder_axes(tensor: Tensor, labels: Labels, p: Permutations) -> Tensor:
     """One tensor [...] with every labelled axis reordered; an axis that is a multiple of its order moves in blocks."""
     for axis, label in enumerate(labels):
         if label is not None:

@@ -1,12 +1,16 @@
-"""Between models: lines, planes, the barrier on the way, and ways to make one model of several."""
+"""Between models: lines, planes, the barrier on the way, and ways to make one model of several.
+
+Every `MergeMethod` has one signature, method(net, spec, models, split, generator) -> Params. Add yours to METHODS, and
+every figure shows it.
+"""
 
 from paramarket.merge.landscape import (
     Plane,
+    average_pairs,
     barrier,
-    beneath,
     best_blend,
-    blend,
-    halfway,
+    blend_pairs,
+    distance_below,
     layer_path,
     layer_rise,
     path,
@@ -15,10 +19,11 @@ from paramarket.merge.landscape import (
 )
 from paramarket.merge.methods import (
     METHODS,
+    MergeMethod,
     average,
-    couples,
     distil,
     ensemble,
+    merge_pairs,
     regmean,
     repair,
     repaired_path,
@@ -28,18 +33,19 @@ from paramarket.merge.methods import (
 
 __all__ = [
     "METHODS",
+    "MergeMethod",
     "Plane",
     "average",
+    "average_pairs",
     "barrier",
-    "beneath",
     "best_blend",
-    "blend",
-    "couples",
+    "blend_pairs",
+    "distance_below",
     "distil",
     "ensemble",
-    "halfway",
     "layer_path",
     "layer_rise",
+    "merge_pairs",
     "path",
     "plane",
     "regmean",

@@ -1,56 +1,64 @@
-"""Ways to make one model of several.
+"""Ways to make one model of several. Every one is a `MergeMethod`; models lie in one order already."""
 
-Every way has one signature, method(net, spec, models, split, generator) -> Params, with weights=None behind it where
-the models can be weighed. Models lie in one order already (`align.reorder_many`). Add yours to METHODS, and every
-figure shows it. The lines and planes between models live in `landscape`, passed on here: write `merge.path`.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.functional import batch_norm
 
+from paramarket import stack
 from paramarket.align import PermutationSpec, unit_axis
 from paramarket.data import Split
-from paramarket.errors import ShapeError, WeightsError
-from paramarket.merge.landscape import (
-    barrier,
-    beneath,
-    best_blend,
-    blend,
-    halfway,
-    layer_path,
-    layer_rise,
-    path,
-    plane,
-    walk,
-)
-from paramarket.stack import Params, Stack, check, forward, join, mix, probe, take
+from paramarket.errors import ParameterError, ShapeError, WeightsError
+from paramarket.merge.landscape import path
+from paramarket.stack import Params, Stack
 from paramarket.train import evaluate, fit
-
-__all__ = ["METHODS", "average", "barrier", "beneath", "best_blend", "blend", "couples", "distil", "ensemble"]
-__all__ += ["halfway", "layer_path", "layer_rise", "path", "plane", "regmean", "repair", "repaired_path"]
-__all__ += ["task_arithmetic", "ties", "walk"]
 
 Weights = Sequence[float] | None  # how much of each model; None is equal shares
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
+@runtime_checkable
+class MergeMethod(Protocol):
+    """Makes one model of several of one net: its names, shapes and device are theirs.
+
+    models: two or more in one order (`align.reorder_many`); they stay as they are, and equal ones give that model ·
+    spec: the net's symmetry, which tells its hidden layers · split: examples to measure or to tune on, so never those
+    on which the result is judged · generator: whatever is drawn is drawn from it.
+    Raises ShapeError for fewer than two models or models of another net, WeightsError for weights that are not finite.
+    What else a method can be told is by keyword; `weights`, where it is offered, holds one number a model.
+    """
+
+    def __call__(
+        self, net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator
+    ) -> Params: ...
+
+
 def average(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, weights: Weights = None
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, weights: Weights = None
 ) -> Params:
-    """The weighted mean of the weights. Needs no data."""
-    return take(mix(_shares(net, models, weights), models), 0)
+    """The weighted mean of the weights. Needs no data.
+
+    >>> import torch
+    >>> from paramarket import align, base, data, merge, stack
+    >>> net, split = stack.mlp(4, [3], 2), data.Split(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long))
+    >>> spec, models = align.permutation_spec(net, split.x), stack.init(net, copies=2, seed=0)
+    >>> merged = merge.average(net, spec, models, split, base.stream(0, "merge"))
+    >>> bool(torch.allclose(merged["1.weight"], models["1.weight"].mean(dim=0)))
+    True
+    """
+    return stack.take(stack.mix(_shares(net, models, weights), models), 0)
 
 
 def _shares(net: nn.Module, models: Stack, weights: Weights) -> Float[Tensor, "1 K"]:
-    """The weights as a row for `mix`, after a look at the models: two or more, of this net, finite."""
-    copies = check(net, models)
-    if copies < 2 or (weights is not None and len(weights) != copies):
-        raise ShapeError(f"{copies} models and weights {weights}: expected two or more models, a weight for each.")
+    """The weights as a row for `stack.mix`, after a look at the models: two or more, of this net, finite."""
+    copies = stack.check(net, models)
+    if copies < 2:
+        raise ShapeError(f"a merge needs two or more models, got {copies}.")
+    if weights is not None and len(weights) != copies:
+        raise ParameterError(f"weights = {weights} for {copies} models: expected one number for each.")
     for name, tensor in models.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{name!r} of the models to merge holds values that are NaN or infinite.")
@@ -58,7 +66,7 @@ def _shares(net: nn.Module, models: Stack, weights: Weights) -> Float[Tensor, "1
 
 
 def repair(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, weights: Weights = None
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, weights: Weights = None
 ) -> Params:
     """The average with its units' statistics set right (REPAIR, Jordan et al. 2023, section 4).
 
@@ -66,58 +74,89 @@ def repair(
     that the models themselves have there on split.x, on average; measured through the layers repaired before, folded
     into weight and bias. A net with BatchNorm has its statistics measured anew instead, which does the same.
     """
-    merged = average(net, spec, models, split, generator, weights)
-    if any(isinstance(module, _NORMS) for module in net.modules()):
+    merged = average(net, spec, models, split, generator, weights=weights)
+    if _has_norms(net):
         return _recompute(net, merged, split.x)
-    return _repaired(net, merged, _goals(net, spec, models, split.x), _shares(net, models, weights)[0], split.x)
+    shares = _shares(net, models, weights)[0]
+    return _repaired(net, merged, _goals(net, spec, models, split.x), shares, split.x)
 
 
-def _goals(net: nn.Module, spec: PermutationSpec, models: Stack, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """{hidden layer: (means [K, units], standard deviations [K, units])} of what each model says there."""
+def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, x: Tensor, points: int) -> Stack:
+    """The path from a to b with every model between the ends repaired on the examples x [n, ...]."""
+    line = path(a, b, points)
+    between = [stack.take(line, k) for k in range(1, points - 1)]
+    if _has_norms(net):
+        return stack.join([a, *(_recompute(net, params, x) for params in between), b])
+    goals, repaired = _goals(net, spec, stack.join([a, b]), x), []
+    for t, params in zip(torch.linspace(0, 1, points)[1:-1], between, strict=True):
+        repaired.append(_repaired(net, params, goals, torch.stack([1 - t, t]), x))
+    return stack.join([a, *repaired, b])
+
+
+class _Moments(NamedTuple):
+    """Mean and standard deviation of every unit: [units], or [K, units] of K models."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def _moments(net: nn.Module, layer: str, said: Tensor) -> _Moments:
+    """Over examples and places, in float64 on the way."""
+    std, mean = torch.std_mean(said.double(), dim=_all_axes_but(unit_axis(net, layer, said), said))
+    return _Moments(mean.to(said), std.to(said))
+
+
+def _goals(net: nn.Module, spec: PermutationSpec, models: Stack, x: Tensor) -> dict[str, _Moments]:
+    """{hidden layer: the moments [K, units] of what each model says there on x}."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    hidden = [name.removesuffix(".weight") for name, axes in spec.axes.items() if name.endswith("weight") and axes[0]]
-    layers = [path for path in hidden if isinstance(net.get_submodule(path), kinds)]
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-    for k in range(len(next(iter(models.values())))):
-        probe(net, take(models, k), x, layers, lambda layer, _, said: found[layer].append(_moments(said, net, layer)))
-    return {layer: tuple(map(torch.stack, zip(*moments, strict=True))) for layer, moments in found.items()}
+    hidden = [stack.layer_of(name) for name, axes in spec.axes.items() if name.endswith("weight") and axes[0]]
+    layers = [layer for layer in hidden if isinstance(net.get_submodule(layer), kinds)]
+    found: dict[str, list[_Moments]] = {layer: [] for layer in layers}
+
+    def look(layer: str, read: Tensor, said: Tensor) -> None:
+        found[layer].append(_moments(net, layer, said))
+
+    for k in range(stack.count(models)):
+        stack.probe(net, stack.take(models, k), x, layers, look)
+    _used_once(found, stack.count(models))
+    goals = {}
+    for layer, moments in found.items():
+        means, stds = zip(*moments, strict=True)
+        goals[layer] = _Moments(torch.stack(means), torch.stack(stds))
+    return goals
 
 
-def _repaired(net: nn.Module, merged: Params, goals: dict, shares: Tensor, x: Tensor) -> Params:
+def _used_once(found: dict[str, list], models: int) -> None:
+    """ShapeError naming a layer that was not run once by every model: a merge would have to be right for two uses."""
+    for layer, entries in found.items():
+        if len(entries) != models:
+            raise ShapeError(f"layer {layer!r} is used {len(entries) // models} times in the net, expected once.")
+
+
+def _repaired(net: nn.Module, merged: Params, goals: dict[str, _Moments], shares: Tensor, x: Tensor) -> Params:
     """One pass: each layer is put right on the way, so that the next one is measured behind it."""
     merged = dict(merged)
 
     def look(layer: str, read: Tensor, said: Tensor) -> Tensor:
         goal_mean, goal_std = (torch.tensordot(shares.to(each), each, dims=1) for each in goals[layer])
-        mean, std = _moments(said, net, layer)
+        mean, std = _moments(net, layer, said)
         ratio = torch.where(std > 1e-12, goal_std / std, 1.0)
+        shift = torch.zeros_like(mean)
         weight, bias = merged[f"{layer}.weight"], merged.get(f"{layer}.bias")
         merged[f"{layer}.weight"] = weight * ratio.view(-1, *[1] * (weight.ndim - 1))
         if bias is not None:
             merged[f"{layer}.bias"] = (bias - mean) * ratio + goal_mean
-        at = [1] * said.ndim
-        at[unit_axis(net, layer, said)] = -1
-        shift = -mean * ratio + goal_mean if bias is not None else torch.zeros_like(mean)
-        return said * ratio.view(at) + shift.view(at)
+            shift = -mean * ratio + goal_mean
+        along_units = [1] * said.ndim
+        along_units[unit_axis(net, layer, said)] = -1
+        return said * ratio.view(along_units) + shift.view(along_units)
 
-    probe(net, merged, x, goals, look)
+    stack.probe(net, merged, x, goals, look)
     return merged
 
 
-def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, points: int, x: Tensor) -> Stack:
-    """The path from a to b with every model between the ends repaired on the examples x [n, ...]."""
-    line, ends = path(a, b, points), join([a, b])
-    if any(isinstance(module, _NORMS) for module in net.modules()):
-        return join([a, *(_recompute(net, take(line, k), x) for k in range(1, points - 1)), b])
-    goals, t = _goals(net, spec, ends, x), torch.linspace(0, 1, points)
-    between = [_repaired(net, take(line, k), goals, torch.stack([1 - t[k], t[k]]), x) for k in range(1, points - 1)]
-    return join([a, *between, b])
-
-
-def _moments(out: Tensor, net: nn.Module, path: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every unit, over examples and places, in float64."""
-    std, mean = torch.std_mean(out.double(), dim=_others(out, unit_axis(net, path, out)))
-    return mean.to(out), std.to(out)
+def _has_norms(net: nn.Module) -> bool:
+    return any(isinstance(module, _NORMS) for module in net.modules())
 
 
 def _recompute(net: nn.Module, params: Params, x: Tensor) -> Params:
@@ -126,21 +165,23 @@ def _recompute(net: nn.Module, params: Params, x: Tensor) -> Params:
     norms = {name: module for name, module in net.named_modules() if isinstance(module, _NORMS)}
 
     def look(name: str, read: Tensor, said: Tensor) -> Tensor:
-        found = dict(zip(("running_var", "running_mean"), torch.var_mean(read, dim=_others(read, 1)), strict=True))
-        own.update({f"{name}.{part}": value for part, value in found.items() if f"{name}.{part}" in own})
+        var, mean = torch.var_mean(read, dim=_all_axes_but(1, read))
+        if f"{name}.running_mean" in own:
+            own[f"{name}.running_mean"] = mean
+            own[f"{name}.running_var"] = var
         weight, bias = own.get(f"{name}.weight"), own.get(f"{name}.bias")
         return batch_norm(read, None, None, weight, bias, training=True, eps=norms[name].eps)
 
-    probe(net, own, x, norms, look)
+    stack.probe(net, own, x, norms, look)
     return own
 
 
-def _others(z: Tensor, axis: int) -> list[int]:
+def _all_axes_but(axis: int, z: Tensor) -> list[int]:
     return [k for k in range(z.ndim) if k != axis]
 
 
 def task_arithmetic(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, weights: Weights = None
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, weights: Weights = None
 ) -> Params:
     """The first model plus what the others differ by: theta_0 + sum_k w_k (theta_k - theta_0) (Ilharco et al. 2023).
 
@@ -148,16 +189,17 @@ def task_arithmetic(
     """
     shares = _shares(net, models, weights)
     if weights is None:
-        tried = torch.cat([torch.linspace(0, 1, 21), shares[0, :1]])  # the plain average is one of them
-        shares = tried[:, None].repeat(1, shares.shape[1])
+        factors = torch.cat([torch.linspace(0, 1, 21), shares[0, :1]])  # the plain average is one of them
+        shares = factors[:, None].repeat(1, shares.shape[1])
     shares[:, 0] = 1 - shares[:, 1:].sum(dim=1)
-    return _best(net, mix(shares, models), split)
+    return _best(net, stack.mix(shares, models), split)
 
 
 def _best(net: nn.Module, candidates: Stack, split: Split) -> Params:
     """The candidate with the lowest loss on the split."""
-    copies = len(next(iter(candidates.values())))
-    return take(candidates, int(evaluate(net, candidates, split).loss.argmin()) if copies > 1 else 0)
+    if stack.count(candidates) == 1:
+        return stack.take(candidates, 0)
+    return stack.take(candidates, int(evaluate(net, candidates, split).loss.argmin()))
 
 
 def ties(
@@ -168,50 +210,61 @@ def ties(
     Of each difference theta_k - theta_0 the largest `density` stay; where the others disagree in sign, the heavier side
     wins. What remains is averaged and added by a factor: the best of 0, .1, …, 2 by the loss on `split`.
     """
+    if not 0 <= density <= 1:
+        raise ParameterError(f"density = {density}, expected a share of the weights, from 0 to 1.")
     _shares(net, models, None)
-    base = take(models, 0)
-    change = {name: tensor[1:] - base[name] for name, tensor in models.items()}
-    sizes = torch.cat([tensor.flatten(1).abs() for tensor in change.values()], dim=1)
-    keep = sizes.topk(max(1, round(density * sizes.shape[1])), dim=1).values[:, -1]
-    merged = {name: base[name] + _elected(tensor, keep) for name, tensor in change.items()}
-    scales = torch.linspace(0, 2, 21)
-    return _best(net, mix(torch.stack([1 - scales, scales], dim=1), join([base, merged])), split)
+    base = stack.take(models, 0)
+    change = stack.map(lambda tensor, start: tensor[1:] - start, models, base)
+    sizes = stack.vectors(change).abs()
+    kept = max(1, round(density * sizes.shape[1]))
+    least = sizes.topk(kept, dim=1).values[:, -1]
+    merged = stack.map(lambda start, tensor: start + _elected(tensor, least), base, change)
+    factors = torch.linspace(0, 2, 21)
+    line = stack.mix(torch.stack([1 - factors, factors], dim=1), stack.join([base, merged]))
+    return _best(net, line, split)
 
 
-def _elected(change: Float[Tensor, "others ..."], keep: Float[Tensor, " others"]) -> Tensor:
-    kept = torch.where(change.abs() >= keep.view(-1, *[1] * (change.ndim - 1)), change, 0.0)
+def _elected(change: Float[Tensor, "others ..."], least: Float[Tensor, " others"]) -> Tensor:
+    """The mean of the large changes (`least` or more) whose sign is that of their sum."""
+    kept = torch.where(change.abs() >= least.view(-1, *[1] * (change.ndim - 1)), change, 0.0)
     agree = (kept * kept.sum(dim=0).sign()) > 0
     return (kept * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
 
 
 def regmean(
-    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, weights: Weights = None
+    net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, weights: Weights = None
 ) -> Params:
     """Linear layers that answer, in least squares, as each model does on what it reads (RegMean, Jin et al. 2023).
 
     W = (sum_k w_k G_k)⁻¹ sum_k w_k G_k W_k with G_k = X_kᵀX_k, off the diagonal times .9 as the paper does; X_k is what
     the layer of model k reads on split.x. All other parameters are averaged.
     """
-    shares, merged = _shares(net, models, weights), average(net, spec, models, split, generator, weights)
+    merged = average(net, spec, models, split, generator, weights=weights)
+    shares = _shares(net, models, weights)[0]
     layers = [layer for layer, module in net.named_modules() if type(module) is nn.Linear]
-    reads: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for k in range(shares.shape[1]):
-        probe(net, take(models, k), split.x, layers, lambda layer, read, _: reads[layer].append(read.flatten(0, -2)))
+    inputs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+
+    def look(layer: str, read: Tensor, said: Tensor) -> None:
+        inputs[layer].append(read.flatten(0, -2))
+
+    for k in range(stack.count(models)):
+        stack.probe(net, stack.take(models, k), split.x, layers, look)
+    _used_once(inputs, stack.count(models))
     for layer in layers:
-        x = torch.stack(reads[layer]).double()
-        grams = shares[0].to(x)[:, None, None] * (x.mT @ x)
+        x = torch.stack(inputs[layer]).double()
+        grams = shares.to(x)[:, None, None] * (x.mT @ x)
         grams = 0.9 * grams + 0.1 * torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
-        ridge = (1e-6 * grams.sum(dim=0).diagonal().mean()).clamp(min=1e-9) * torch.eye(x.shape[-1]).to(
-            x
-        )  # dead inputs
+        total = grams.sum(dim=0)
+        little = (1e-6 * total.diagonal().mean()).clamp(min=1e-9)
+        ridge = little * torch.eye(x.shape[-1]).to(x)  # an input that is always 0 would make the system singular
         wanted = (grams @ models[f"{layer}.weight"].double().mT).sum(dim=0)
         mean = merged[f"{layer}.weight"]
-        solved = torch.linalg.solve(grams.sum(dim=0) + ridge, wanted + ridge @ mean.double().mT)
+        solved = torch.linalg.solve(total + ridge, wanted + ridge @ mean.double().mT)
         merged[f"{layer}.weight"] = solved.mT.to(mean)
     return merged
 
 
-METHODS: dict[str, Callable[..., Params]] = {
+METHODS: dict[str, MergeMethod] = {
     "average": average,
     "repair": repair,
     "task arithmetic": task_arithmetic,
@@ -220,27 +273,38 @@ METHODS: dict[str, Callable[..., Params]] = {
 }
 
 
-def couples(
-    method: Callable[..., Params], net: nn.Module, spec: PermutationSpec, a: Stack, b: Stack, *rest: Any
+def merge_pairs(
+    net: nn.Module,
+    spec: PermutationSpec,
+    a: Stack,
+    b: Stack,
+    split: Split,
+    generator: Generator,
+    *,
+    method: MergeMethod = average,
 ) -> Stack:
-    """A way to merge, applied to every model of a and its partner in b: one model for each. rest: split, generator."""
-    two = {name: torch.stack([tensor, b[name]], dim=1) for name, tensor in a.items()}
-    return join([method(net, spec, take(two, k), *rest) for k in range(len(next(iter(a.values()))))])
+    """Every model of a merged with its partner in b. All pairs draw from the one generator, one after the other."""
+    stack.compare(b, a, "the two stacks of partners")
+    partners = stack.map(lambda *two: torch.stack(two, dim=1), a, b)
+    pairs = [stack.take(partners, k) for k in range(stack.count(a))]
+    return stack.join([method(net, spec, pair, split, generator) for pair in pairs])
 
 
 @torch.no_grad()
 def ensemble(
-    net: nn.Module, models: Stack, x: Float[Tensor, "n ..."], weights: Weights = None
+    net: nn.Module, models: Stack, x: Float[Tensor, "n ..."], *, weights: Weights = None
 ) -> Float[Tensor, "n classes"]:
-    """The weighted mean of the models' probabilities: every model is kept and run."""
-    chances = forward(net, models, x).softmax(dim=-1)
-    return torch.tensordot(_shares(net, models, weights)[0].to(chances), chances, dims=1)
+    """The weighted mean of the models' probabilities, where the models are: every one is kept and run."""
+    shares = _shares(net, models, weights)[0]
+    chances = stack.forward(net, models, x).softmax(dim=-1)
+    return torch.tensordot(shares.to(chances), chances, dims=1)
 
 
 def distil(
     net: nn.Module, spec: PermutationSpec, models: Stack, split: Split, generator: Generator, *, steps: int = 100
 ) -> Params:
     """The first model trained on to say on split.x what the ensemble says (Hinton et al. 2015). Labels are not used."""
-    taught = Split(split.x, ensemble(net, models, split.x))
+    lesson = Split(split.x, ensemble(net, models, split.x))
     seed = int(torch.randint(2**31, (), generator=generator))
-    return take(fit(net, take(models, slice(1)), taught, steps=steps, seed=seed).stack, 0)
+    student = fit(net, stack.take(models, slice(1)), lesson, steps=steps, seed=seed).stack
+    return stack.take(student, 0)
