@@ -1,11 +1,13 @@
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm
 
 from paramarket import merge, specialists, stack, train
+from paramarket.base import stream
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
 
@@ -43,7 +45,7 @@ def test_twins_make_a_router_the_model_itself(net, kind):
 @each_net
 def test_before_it_learns_a_router_averages_features_layer_by_layer(net):
     both, router = experts(net), specialists.Router(net, 2)
-    said = run(router, specialists.routers(router, both))
+    said = run(router, specialists.init_router(router, both))
     h, linears = X.expand(3, -1, -1), [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
     for name in linears:
         parts = [h @ one[f"{name}.weight"].mT + one[f"{name}.bias"].unsqueeze(1) for one in both]
@@ -55,7 +57,7 @@ def test_before_it_learns_a_router_averages_features_layer_by_layer(net):
 @each_net
 def test_before_it_learns_an_output_router_is_the_ensemble(net):
     both, router = experts(net), specialists.OutputRouter(net, 2)
-    said = run(router, specialists.routers(router, both)).exp()
+    said = run(router, specialists.init_router(router, both)).exp()
     for k in range(3):
         pair = stack.join([stack.take(one, k) for one in both])
         assert torch.allclose(said[k], merge.ensemble(net, pair, X), atol=1e-5)
@@ -65,7 +67,7 @@ def test_before_it_learns_an_output_router_is_the_ensemble(net):
 @each_kind
 def test_only_gates_learn_and_they_learn_something(net, kind):
     both, router = experts(net), KINDS[kind](net)
-    start = specialists.routers(router, both)
+    start = specialists.init_router(router, both)
     after = specialists.fit_router(router, both, SPLIT, steps=60, batch=20, lr=5e-2).stack
     gates = {name for name, _ in router.named_parameters()}
     assert all(torch.equal(after[name], start[name]) for name in start if name not in gates)
@@ -78,9 +80,11 @@ def test_only_gates_learn_and_they_learn_something(net, kind):
 @each_kind
 def test_many_routers_at_once_are_each_one_alone(net, kind):
     both, router, how = experts(net), KINDS[kind](net), {"steps": 4, "batch": 20}
-    together = specialists.fit_router(router, both, SPLIT, seed=[5, 6, 7], **how).stack
+    orders = [stream(seed, "order") for seed in (5, 6, 7)]
+    together = specialists.fit_router(router, both, SPLIT, generators=orders, **how).stack
     for k in range(3):
-        alone = specialists.fit_router(router, [stack.take(one, [k]) for one in both], SPLIT, seed=[5 + k], **how).stack
+        own, order = [stack.take(one, [k]) for one in both], stream(5 + k, "order")
+        alone = specialists.fit_router(router, own, SPLIT, generators=[order], **how).stack
         assert all(torch.allclose(together[name][k], tensor[0], atol=1e-5) for name, tensor in alone.items())
 
 
@@ -89,7 +93,7 @@ def test_a_router_with_sharp_gates_is_the_expert_they_point_to(seed):
     """The first layer's input decides: gates that read one sign send an input to one expert, for all layers."""
     net = NETS["mlp"]
     both, router = experts(net, copies=1), specialists.Router(net, 2, single=True)
-    models = specialists.routers(router, both)
+    models = specialists.init_router(router, both)
     direction = torch.randn(6, generator=torch.Generator().manual_seed(seed))
     models["gate0"] = 1e4 * torch.stack([direction, -direction])[None]
     chosen = (layer_norm(X, (6,)) @ direction < 0).long()
@@ -101,7 +105,7 @@ def test_only_the_largest_shares_count_and_they_are_not_scaled_up():
     net = NETS["mlp"]
     both = experts(net, copies=1)
     router = specialists.Router(net, 2, top=1, single=True)
-    models = specialists.routers(router, both)
+    models = specialists.init_router(router, both)
     models["gate0"] = torch.tensor([[1.0, 0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 0]])[None]
     first = layer_norm(X, (6,))[:, 0].sigmoid()  # the share of the first expert
     share, chosen = torch.maximum(first, 1 - first), (first < 0.5).long()
@@ -132,12 +136,12 @@ def test_experts_that_do_not_fit_are_refused():
     net = NETS["mlp"]
     router = specialists.Router(net, 2)
     with pytest.raises(ShapeError, match="over 2 experts got 3 stacks"):
-        specialists.routers(router, experts(net, number=3))
+        specialists.init_router(router, experts(net, number=3))
     with pytest.raises(ShapeError, match=r"got 2 stacks of \[2, 3\] models"):
-        specialists.routers(router, [experts(net)[0], experts(net, copies=2)[0]])
+        specialists.init_router(router, [experts(net)[0], experts(net, copies=2)[0]])
     with pytest.raises(ShapeError, match=r"1\.weight"):
-        specialists.routers(router, experts(stack.mlp(6, [4, 5, 5], 3)))
-    with pytest.raises(ShapeError, match=r"needs experts as `stack\.mlp`"):
+        specialists.init_router(router, experts(stack.mlp(6, [4, 5, 5], 3)))
+    with pytest.raises(ShapeError, match=r"expected an MLP as `stack\.mlp`"):
         specialists.Router(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
     with pytest.raises(ParameterError, match="experts = 0"):
         specialists.OutputRouter(net, 0)
@@ -146,7 +150,7 @@ def test_experts_that_do_not_fit_are_refused():
 def test_of_equal_experts_only_one_is_used():
     net = NETS["mlp"]
     both, router = experts(net, copies=1), specialists.Router(net, 2, top=1)
-    models = specialists.routers(router, both)
+    models = specialists.init_router(router, both)
     h = X
     for name in ("1", "3", "5", "7"):  # the first of two equal shares, one half of it
         said = h @ both[0][f"{name}.weight"][0].T + both[0][f"{name}.bias"][0]
@@ -164,5 +168,20 @@ def test_of_equal_experts_only_one_is_used():
     ],
 )
 def test_experts_that_a_router_would_not_compute_are_refused(net):
-    with pytest.raises(ShapeError, match=r"needs experts as `stack\.mlp`"):
+    with pytest.raises(ShapeError, match=r"expected an MLP as `stack\.mlp`"):
         specialists.OutputRouter(net, 2)
+
+
+@each_net
+@each_kind
+def test_on_a_second_device_a_router_says_what_it_says_on_the_cpu(net, kind):
+    """One router at a time: the second device of the tests does not serve torch.func."""
+    both, router = experts(net), KINDS[kind](net)
+    models = specialists.init_router(router, both)
+    expected = run(router, models)
+    with second_device() as other:
+        moved = [stack.map(lambda tensor: tensor.to(other), one) for one in both]
+        away = specialists.init_router(router, moved)
+        assert {tensor.device for tensor in away.values()} == {other}
+        said = torch.func.functional_call(router, stack.take(away, 1), (X.to(other),))
+        assert torch.allclose(said.cpu(), expected[1], atol=1e-5)

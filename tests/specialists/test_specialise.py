@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 import torch
+from devices import second_device
 from orders import equal
 
 from paramarket import cka, data, merge, specialists, stack, train
@@ -8,13 +11,12 @@ from paramarket.errors import ParameterError, ShapeError
 
 NET = stack.residual_mlp(64, 8, 2, 10)
 HOW = {"batch": 32, "lr": 5e-3, "schedule": "constant"}
-HOLD = pytest.mark.parametrize("knob", specialists.HOLDS)
 
 
 @pytest.fixture(scope="module")
 def grown(digits):
     base = stack.init(NET, 3, seed=0)
-    left, right = ([data.turned(digits.quote, angle)] * 3 for angle in (-20.0, 20.0))
+    left, right = ([data.rotate_split(digits.quote, angle)] * 3 for angle in (-20.0, 20.0))
     return base, left, right, specialists.specialise(NET, base, left, right, keep=[0, 5, 10], **HOW)
 
 
@@ -28,17 +30,39 @@ def test_all_steps_stand_one_behind_the_other_and_the_first_is_the_base(grown):
 
 
 def test_each_specialist_is_the_base_trained_on_its_own_images(grown):
-    """The k-th of the left takes the order 2 k, the k-th of the right 2 k + 1."""
-    base, left, right, (a, b) = grown
-    for side, splits, odd in ((a, left, 0), (b, right, 1)):
-        alone = train.fit(NET, base, splits, steps=10, seed=[2 * k + odd for k in range(3)], **HOW).stack
-        late = stack.take(side, slice(6, None))
+    """The k-th of a side takes its images in an order of its own, named after side and place."""
+    base, left, right, couples = grown
+    for side, models, splits in (("left", couples.a, left), ("right", couples.b, right)):
+        orders = [stream(0, "specialise", side, k) for k in range(3)]
+        alone = train.fit(NET, base, splits, steps=10, generators=orders, **HOW).stack
+        late = stack.take(models, slice(6, None))
         assert all(torch.allclose(late[name], alone[name], atol=1e-5) for name in alone)
+
+
+def test_no_two_orders_collide(grown, monkeypatch):
+    """With orders numbered 20,000 · seed + 2 · k + side, model 10,000 of seed 0 would be model 0 of seed 1."""
+    base, left, _, _ = grown
+    one = stack.take(base, [0])
+    orders = []
+
+    def note_orders(net, models, splits, *, generators, keep, **settings):
+        orders.extend(generators)
+        return train.Fit(models, None, {}, dict.fromkeys(keep, models))
+
+    room = sys.modules[specialists.specialise.__module__]
+    monkeypatch.setattr(room, "fit", note_orders)
+    monkeypatch.setattr(room, "stream", lambda *names: names)  # twenty thousand streams would take seconds
+    specialists.specialise(NET, one, left[:1], left[:1], keep=[1], seed=1)
+    many = stack.take(one, [0] * 10_001)
+    specialists.specialise(NET, many, left[:1] * 10_001, left[:1] * 10_001, keep=[1], seed=0)
+    assert len(orders) == len(set(orders)) == 2 + 2 * 10_001
+    first_numbers = {stream(*names).initial_seed() for names in orders if names[-1] in (0, 10_000)}
+    assert len(first_numbers) == 2 + 4
 
 
 def test_a_pull_holds_both_copies(grown):
     base, left, right, _ = grown
-    pull = specialists.frozen(base, 1, stream(0, "none"))
+    pull = specialists.freeze_first_layers(base, 1, stream(0, "none"))
     a, b = specialists.specialise(NET, base, left, right, keep=[5], pull=pull, **HOW)
     for side in (a, b):
         assert torch.equal(side["1.weight"], base["1.weight"])
@@ -48,32 +72,40 @@ def test_a_pull_holds_both_copies(grown):
 def test_couples_are_judged_at_home_and_together(grown, digits):
     _, _, _, (a, b) = grown
     angles = [10.0, 20.0, 20.0] * 3
-    home, merged = specialists.judge(NET, a, b, digits.audit, angles)
+    home, merged = specialists.couple_losses(NET, a, b, digits.audit, angles=angles)
     for k in (0, 4, 8):
-        there = [data.turned(digits.audit, sign * angles[k]) for sign in (-1, 1)]
+        there = [data.rotate_split(digits.audit, sign * angles[k]) for sign in (-1, 1)]
         pair = [stack.take(side, [k]) for side in (a, b)]
         own = [train.evaluate(NET, one, split).loss.item() for one, split in zip(pair, there, strict=True)]
         assert home[k].item() == pytest.approx(sum(own) / 2, rel=1e-5)
-        both = train.evaluate(NET, merge.halfway(*pair), digits.audit).loss.item()
+        both = train.evaluate(NET, merge.average_pairs(*pair), digits.audit).loss.item()
         assert merged[k].item() == pytest.approx(both, rel=1e-5)
 
 
-def test_likeness_is_the_cka_of_every_layer_and_one_for_twins(grown, digits):
+def test_couples_that_are_none_are_refused(grown, digits):
+    _, _, _, (a, b) = grown
+    with pytest.raises(ShapeError, match="9 models in a, 9 in b, 2 angles"):
+        specialists.couple_losses(NET, a, b, digits.audit, angles=[10.0, 20.0])
+    with pytest.raises(ShapeError, match="9 models in a, 3 in b, 9 angles"):
+        specialists.couple_losses(NET, a, stack.take(b, slice(3)), digits.audit, angles=[10.0] * 9)
+
+
+def test_couple_cka_is_the_cka_of_every_layer_and_one_for_twins(grown, digits):
     base, _, _, (a, b) = grown
-    found = specialists.likeness(NET, a, b, digits.quote.x)
+    found = specialists.couple_cka(NET, a, b, digits.quote.x)
     assert found.shape == (4, 9)  # the first layer, two blocks, the last layer
     assert torch.allclose(found[:, :3], torch.ones(4, 3))
     said = [stack.features(NET, side, digits.quote.x)["3"][8] for side in (a, b)]
     assert found[1, 8].item() == pytest.approx(cka.linear_cka(*said, debiased=True), abs=1e-5)
-    assert list(specialists.said(NET, base, digits.quote.x)) == ["2", "3", "4", "5"]
+    assert list(specialists.block_outputs(NET, base, digits.quote.x)) == ["2", "3", "4", "5"]
 
 
 PLAIN = stack.mlp(64, [12], 10)
 
 
-def families(count=4):
+def families(count=4, net=PLAIN):
     """Two families of so many models, a stack [2, count]."""
-    return {name: tensor.unflatten(0, (2, count)) for name, tensor in stack.init(PLAIN, 2 * count, seed=0).items()}
+    return stack.unflat(stack.init(net, 2 * count, seed=0), (2, count))
 
 
 @pytest.mark.parametrize("count", [4, 26])
@@ -87,7 +119,7 @@ def test_a_model_is_its_own_nearest_kin(digits, count):
 
 def test_kinship_is_the_cka_of_the_last_hidden_layer_and_the_distance_of_the_weights(digits):
     for net in (PLAIN, NET):
-        models = {name: tensor.unflatten(0, (2, 3)) for name, tensor in stack.init(net, 6, seed=0).items()}
+        models = families(3, net)
         alike, apart = specialists.kinship(net, models, digits.quote.x)
         said = list(stack.features(net, stack.take(models, 1), digits.quote.x).values())[-2]
         assert alike[1, 0, 2].item() == pytest.approx(cka.linear_cka(said[0], said[2]), abs=1e-5)
@@ -100,7 +132,7 @@ def test_a_distance_by_hand():
     net, rows = stack.mlp(1, [1], 1), torch.tensor([[3.0, 0, 4, 0], [3, 4, 0, 0], [5, 0, 0, 0]])  # all are 5 long
     shapes = {"1.weight": (1, 1), "1.bias": (1,), "3.weight": (1, 1), "3.bias": (1,)}
     models = {name: rows[None, :, k].view(1, 3, *shape) for k, (name, shape) in enumerate(shapes.items())}
-    _, apart = specialists.kinship(net, models, torch.linspace(0, 1, 9).unsqueeze(1))
+    apart = specialists.kinship(net, models, torch.linspace(0, 1, 9).unsqueeze(1)).distance
     assert torch.allclose(apart[0], torch.tensor([[0.0, 32, 20], [32, 0, 20], [20, 20, 0]]).sqrt() / 5)
 
 
@@ -116,23 +148,23 @@ def test_hidden_units_in_another_order_are_as_alike_and_further_apart(digits):
     assert not torch.allclose(apart[:, 0, 1], apart[:, 0, 2], atol=1e-4)
 
 
-@HOLD
-def test_every_hold_is_a_share_for_every_weight(knob):
+@pytest.mark.parametrize("name", specialists.PULLS)
+def test_every_pull_is_a_share_for_every_weight(name):
     models = stack.init(NET, 2, seed=0)
-    pull = specialists.HOLDS[knob](models, 0.5, stream(0, "hold"))
+    pull = specialists.PULLS[name](models, 0.5, stream(0, "hold"))
     assert {name: tensor.shape for name, tensor in pull.items()} == {n: t.shape for n, t in models.items()}
     assert all(((share >= 0) & (share <= 1)).all() for share in pull.values())
 
 
-def test_holds_hold_what_they_say():
+def test_pulls_hold_what_they_say():
     models, chance = stack.init(NET, 4, seed=0), stream(0, "hold")
-    assert not any(share.any() for share in specialists.free(models, 1.0, chance).values())
-    assert all((share == 0.25).all() for share in specialists.pulled(models, 0.25, chance).values())
-    first = specialists.frozen(models, 2, chance)
+    assert not any(share.any() for share in specialists.no_pull(models, 1.0, chance).values())
+    assert all((share == 0.25).all() for share in specialists.pull_to_base(models, 0.25, chance).values())
+    first = specialists.freeze_first_layers(models, 2, chance)
     held = {name for name, share in first.items() if share.all()}
     assert held == {"1.weight", "1.bias", "3.linear.weight", "3.linear.bias"}
     assert not any(share.any() for name, share in first.items() if name not in held)
-    loose = torch.cat([1 - share.flatten() for share in specialists.sparse(models, 0.1, chance).values()])
+    loose = torch.cat([1 - share.flatten() for share in specialists.free_few_weights(models, 0.1, chance).values()])
     assert loose.unique().tolist() == [0, 1]
     assert loose.mean().item() == pytest.approx(0.1, abs=0.02)
 
@@ -148,5 +180,60 @@ def test_one_pull_may_serve_all_and_steps_need_no_order(grown):
     whole = {name: torch.ones(1, *[1] * (tensor.ndim - 1)) for name, tensor in base.items()}
     held, _ = specialists.specialise(NET, base, left, right, keep=[3, 2], pull=whole, **HOW)
     assert equal(held, stack.chain([base, base]))
+
+
+def test_a_pull_for_another_number_of_models_is_refused(grown):
+    base, left, right, _ = grown
+    two = stack.map(torch.ones_like, stack.take(base, slice(2)))
+    with pytest.raises(ShapeError, match="pull has shape"):
+        specialists.specialise(NET, base, left, right, keep=[1], pull=two, **HOW)
+
+
+def test_steps_that_are_never_reached_are_refused(grown):
+    base, left, right, _ = grown
     with pytest.raises(ParameterError, match="keep is empty"):
         specialists.specialise(NET, base, left, right, keep=[], **HOW)
+    with pytest.raises(ParameterError, match="keep: step 5 lies beyond the last, 2"):
+        specialists.specialise(NET, base, left, right, keep=[0, 5], steps=2, **HOW)
+    with pytest.raises(ParameterError, match="a step to keep = -1"):
+        specialists.specialise(NET, base, left, right, keep=[-1, 5], **HOW)
+
+
+def test_training_may_go_on_after_the_last_look(grown):
+    base, left, right, couples = grown
+    longer = specialists.specialise(NET, base, left, right, keep=[0, 5, 10], steps=12, **HOW)
+    assert equal(longer.a, couples.a)
+    assert equal(longer.b, couples.b)
+
+
+def test_on_a_second_device_specialists_grow_and_are_judged_as_on_the_cpu(grown, digits):
+    base, left, right, couples = grown
+    angles, x = [10.0, 20.0, 20.0] * 3, digits.quote.x
+    losses = specialists.couple_losses(NET, *couples, digits.audit, angles=angles)
+    alike = specialists.couple_cka(NET, *couples, x)
+    kin = specialists.kinship(NET, families(3, NET), x)
+    with second_device() as other:
+        moved = stack.map(lambda tensor: tensor.to(other), base)
+        away = specialists.specialise(NET, moved, left, right, keep=[0, 5, 10], **HOW)
+        assert stack.device(away.a) == stack.device(away.b) == other
+        shown = [
+            *specialists.couple_losses(NET, *away, digits.audit, angles=angles),
+            specialists.couple_cka(NET, *away, x),
+            *specialists.kinship(NET, stack.map(lambda tensor: tensor.to(other), families(3, NET)), x),
+        ]
+        outputs = specialists.block_outputs(NET, away.a, x)
+        assert {output.device for output in outputs.values()} == {other}
+    for found, expected in zip(shown, [*losses, alike, *kin], strict=True):
+        assert found.device.type == "cpu"
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [None, *specialists.PULLS])
+def test_a_pull_is_where_its_models_are(name):
+    pull_of = specialists.PULLS[name] if name else specialists.no_pull
+    models = stack.init(NET, 2, seed=0)
+    expected = pull_of(models, 0.5, stream(0, "hold"))
+    with second_device() as other:
+        pull = pull_of(stack.map(lambda tensor: tensor.to(other), models), 0.5, stream(0, "hold"))
+        assert stack.device(pull) == other
+        assert equal(stack.map(lambda shares: shares.cpu(), pull), expected)

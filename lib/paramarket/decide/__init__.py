@@ -1,9 +1,9 @@
 """From two checkpoints to a decision. So far: can these two be combined at all, and in which way?"""
 
-from paramarket.decide.compatibility import FREE, Compatibility, compatibility
+from paramarket.decide.compatibility import NEGLIGIBLE_BARRIER, Compatibility, compatibility
 
 __all__ = [
-    "FREE",
+    "NEGLIGIBLE_BARRIER",
     "Compatibility",
     "compatibility",
 ]

@@ -15,41 +15,36 @@ from torch.nn.functional import layer_norm, linear
 
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
-from paramarket.stack import Residual, Stack, check, is_dense
+from paramarket.stack import Stack, check, dense_plan, place
 from paramarket.train import Fit, fit
 
 
 class _Experts(nn.Module):
-    """Frozen MLPs of one shape, side by side: the weights of layer l as one buffer [experts, out, in]."""
+    """Frozen MLPs of one shape, side by side: layer l's are the buffers weight{l} [experts, out, in] and bias{l}."""
 
     def __init__(self, net: nn.Sequential, experts: int) -> None:
         super().__init__()
-        if not _is_plain(net):
-            raise ShapeError(f"a router needs experts as `stack.mlp` or `residual_mlp` makes them, got {net}.")
+        self.plan = dense_plan(net)
         if experts < 1:
             raise ParameterError(f"experts = {experts}, expected one or more.")
-        self.net, self.experts = [net], experts  # in a list: its own tensors are no part of this module
-        self.layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
-        self.residual = [isinstance(net.get_submodule(name.rpartition(".")[0]), Residual) for name in self.layers]
-        for at, name in enumerate(self.layers):
-            weight = net.get_submodule(name).weight
-            self.register_buffer(f"weight{at}", torch.empty(experts, *weight.shape))
-            self.register_buffer(f"bias{at}", torch.empty(experts, len(weight)))
+        self.net = [net]  # in a list: its own tensors are no part of this module
+        self.experts = experts
+        for at, layer in enumerate(self.plan):
+            module = net.get_submodule(layer.name)
+            self.register_buffer(f"weight{at}", torch.empty(experts, *module.weight.shape))
+            self.register_buffer(f"bias{at}", torch.empty(experts, *module.bias.shape))
 
     def reset_parameters(self) -> None:
         for gate in self.parameters():
             nn.init.zeros_(gate)
 
-    def parts(self, at: int) -> tuple[Tensor, Tensor]:
-        """Weights [experts, out, in] and biases [experts, out] of layer `at`."""
-        return getattr(self, f"weight{at}"), getattr(self, f"bias{at}")
+    def weights(self, at: int) -> Float[Tensor, "experts out in"]:
+        """The experts' weights in layer `at`."""
+        return getattr(self, f"weight{at}")
 
-    def step(self, at: int, h: Tensor, said: Tensor) -> Tensor:
-        """What follows h [..., in] when layer `at` says [..., out]: the sum of both in a residual block."""
-        return h + said if self.residual[at] else said
-
-    def activated(self, at: int, said: Tensor) -> Tensor:
-        return said if at == len(self.layers) - 1 else said.relu()
+    def biases(self, at: int) -> Float[Tensor, "experts out"]:
+        """The experts' biases in layer `at`."""
+        return getattr(self, f"bias{at}")
 
 
 class Router(_Experts):
@@ -71,44 +66,42 @@ class Router(_Experts):
         if reach < 1 or (single and reach > 1) or not (top is None or 1 <= top <= experts):
             given = f"experts = {experts}, reach = {reach}, top = {top}, single = {single}"
             raise ParameterError(f"{given}: expected reach ≥ 1, 1 ≤ top ≤ experts, and reach = 1 with a single gate.")
-        shapes = [tuple(self.parts(at)[0].shape) for at in range(len(self.layers))]
+        shapes = [tuple(self.weights(at).shape) for at in range(len(self.plan))]
         self.offered = [_offered(shapes, at, reach) for at in range(len(shapes))]
-        self.top, self.single = top, single
-        for at, (_, _, inputs) in enumerate(shapes[:1] if single else shapes):
+        self.top = top
+        self.single = single
+        gated = shapes[:1] if single else shapes
+        for at, (_, _, inputs) in enumerate(gated):
             gate = torch.empty(experts * len(self.offered[at]), inputs)
             self.register_parameter(f"gate{at}", nn.Parameter(gate))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
-        h, shares = x.flatten(1), None
-        for at, offered in enumerate(self.offered):
-            if shares is None or not self.single:
+        h = x.flatten(1)
+        for at, layer in enumerate(self.plan):
+            if at == 0 or not self.single:
                 shares = self._shares(getattr(self, f"gate{at}"), h)
-            weight, bias = self.parts(at)
-            if len(offered) > 1:
-                weight, bias = (torch.cat(each) for each in zip(*map(self.parts, offered), strict=True))
-            said = linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (len(weight), -1))
-            mixed = (shares.unsqueeze(-1) * self.activated(at, said)).sum(dim=-2)
-            h = self.step(at, h, mixed)
+            outputs = self._outputs(at, h)
+            if layer.relu:
+                outputs = outputs.relu()
+            mixed = (shares.unsqueeze(-1) * outputs).sum(dim=-2)
+            h = h + mixed if layer.residual else mixed
         return h
 
-    def _shares(self, gate: Tensor, h: Tensor) -> Tensor:
+    def _shares(self, gate: Tensor, h: Float[Tensor, "n in"]) -> Float[Tensor, "n experts"]:
+        """How much of every expert's layer to use."""
         shares = linear(layer_norm(h, h.shape[-1:]), gate).softmax(dim=-1)
         if self.top is None:
             return shares
         largest = shares.topk(self.top, dim=-1)  # one of equal ones too: else all would pass
         return torch.zeros_like(shares).scatter(-1, largest.indices, largest.values)
 
-
-def _is_plain(net: nn.Module) -> bool:
-    """A ReLU behind every linear layer but the last, biases everywhere: what the routers compute."""
-    if not is_dense(net) or any(layer.bias is None for layer in net.modules() if isinstance(layer, nn.Linear)):
-        return False
-    kinds = [type(layer) for layer in net if not isinstance(layer, nn.Flatten)]
-    relus = [k for k, kind in enumerate(kinds) if kind is nn.ReLU]
-    linears = [k for k, kind in enumerate(kinds) if kind is nn.Linear]
-    return (
-        {*kinds} <= {nn.Linear, nn.ReLU, Residual} and relus == [k + 1 for k in linears[:-1]] and kinds[-1] is nn.Linear
-    )
+    def _outputs(self, at: int, h: Float[Tensor, "n in"]) -> Float[Tensor, "n experts out"]:
+        """What the linear parts of all layers on offer to layer `at` say: one layer's experts behind another's."""
+        weights = [self.weights(k) for k in self.offered[at]]
+        biases = [self.biases(k) for k in self.offered[at]]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # a copy of a single one would cost time
+        bias = biases[0] if len(biases) == 1 else torch.cat(biases)
+        return linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (len(weight), -1))
 
 
 def _offered(shapes: Sequence[tuple[int, ...]], at: int, reach: int) -> list[int]:
@@ -125,20 +118,21 @@ class OutputRouter(_Experts):
 
     def __init__(self, net: nn.Sequential, experts: int) -> None:
         super().__init__(net, experts)
-        classes = self.parts(len(self.layers) - 1)[1].shape[1]
-        self.gate, self.bias = nn.Parameter(torch.empty(experts, experts * classes)), nn.Parameter(torch.empty(experts))
+        classes = self.biases(len(self.plan) - 1).shape[1]
+        self.gate = nn.Parameter(torch.empty(experts, experts * classes))
+        self.bias = nn.Parameter(torch.empty(experts))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         h = x.flatten(1).expand(self.experts, -1, -1)
-        for at in range(len(self.layers)):
-            weight, bias = self.parts(at)
-            h = self.step(at, h, self.activated(at, torch.baddbmm(bias.unsqueeze(1), h, weight.mT)))
+        for at, layer in enumerate(self.plan):
+            h = layer.output(h, torch.baddbmm(self.biases(at).unsqueeze(1), h, self.weights(at).mT))
         logs = h.log_softmax(dim=-1).movedim(0, -2)  # [n, experts, classes]
-        read = layer_norm(logs.flatten(-2), (logs.shape[-2] * logs.shape[-1],))
-        return (linear(read, self.gate, self.bias).log_softmax(dim=-1).unsqueeze(-1) + logs).logsumexp(dim=-2)
+        answers = logs.flatten(-2)
+        shares = linear(layer_norm(answers, answers.shape[-1:]), self.gate, self.bias).log_softmax(dim=-1)
+        return (shares.unsqueeze(-1) + logs).logsumexp(dim=-2)
 
 
-def routers(router: Router | OutputRouter, experts: Sequence[Stack]) -> Stack:
+def init_router(router: Router | OutputRouter, experts: Sequence[Stack]) -> Stack:
     """K routers before they learn: averaged features, or averaged probabilities; to be evaluated, or fitted.
 
     experts: for each of them a stack of K models: router k stands over the k-th of each. Raises ShapeError if they are
@@ -149,10 +143,14 @@ def routers(router: Router | OutputRouter, experts: Sequence[Stack]) -> Stack:
         raise ShapeError(
             f"a router over {router.experts} experts got {len(experts)} stacks of {sorted(copies)} models."
         )
-    like, number = next(iter(experts[0].values())), copies.pop()
-    gates = {name: like.new_zeros(number, *gate.shape) for name, gate in router.named_parameters()}
-    held = [(f"{part}{at}", f"{name}.{part}") for at, name in enumerate(router.layers) for part in ("weight", "bias")]
-    return gates | {buffer: torch.stack([each[key] for each in experts], dim=1) for buffer, key in held}
+    number = copies.pop()
+    models = {}
+    for name, gate in router.named_parameters():
+        models[name] = place(torch.zeros(number, *gate.shape), experts[0])
+    for at, layer in enumerate(router.plan):
+        for part in ("weight", "bias"):
+            models[f"{part}{at}"] = torch.stack([each[f"{layer.name}.{part}"] for each in experts], dim=1)
+    return models
 
 
 def fit_router(
@@ -163,4 +161,4 @@ def fit_router(
     settings: of `train.fit`; the defaults are the authors' AdamW with learning rate 5e-3 and weight decay .1.
     """
     how = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"} | settings
-    return fit(router, routers(router, experts), split, steps=steps, **how)
+    return fit(router, init_router(router, experts), split, steps=steps, **how)

@@ -1,21 +1,29 @@
-"""Two specialists from one base: trained side by side, held back in various ways, judged where they live.
+"""Two specialists from one base: trained side by side, pulled back in various ways, judged where they live.
 
 A couple is a model of stack `a` and the model of stack `b` at the same place, grown from the same base.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from paramarket import cka
-from paramarket.data import Split, turned
+from paramarket import cka, stack
+from paramarket.base import stream
+from paramarket.data import Split, rotate_split
 from paramarket.errors import ParameterError, ShapeError
-from paramarket.merge import halfway
-from paramarket.stack import Stack, chain, check, features, flat, take
+from paramarket.merge import average_pairs
+from paramarket.stack import Stack
 from paramarket.train import evaluate, fit
+
+
+class Couples(NamedTuple):
+    """Two stacks of as many models: the k-th of `a` and the k-th of `b` grew from the same base."""
+
+    a: Stack
+    b: Stack
 
 
 def specialise(
@@ -28,96 +36,159 @@ def specialise(
     seed: int = 0,
     pull: Mapping[str, Tensor] | None = None,
     **settings: Any,
-) -> tuple[Stack, Stack]:
+) -> Couples:
     """Two copies of each of K base models go on, one on its split of `left`, one on that of `right`, all in one stack.
 
     Gives a and b, each of len(keep) * K models: all K as they were at the first step of `keep`, then at the next, and
-    so on; training ends at the largest. pull: of `train.fit`, for K models, on both copies · settings: of `train.fit`
+    so on; training ends at the largest, unless `steps` says later.
+    seed: the k-th copy on the left takes its images in the order of the stream (seed, "specialise", "left", k)
+    pull: of `train.fit`, for K models, on both copies; see `PULLS` · settings: of `train.fit`
+    Raises ShapeError unless there is one split on either side for each model, ParameterError if `keep` is empty or
+    names a step that training never reaches.
+
+    >>> import torch
+    >>> from paramarket import data, specialists, stack
+    >>> net, images = stack.mlp(4, [3], 2), data.Split(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+    >>> bases = stack.init(net, copies=5, seed=0)
+    >>> a, b = specialists.specialise(net, bases, [images] * 5, [images] * 5, keep=[0, 10], batch=2)
+    >>> stack.count(a), torch.equal(a["1.weight"][:5], bases["1.weight"])
+    (10, True)
     """
-    copies = check(net, base)
+    copies = stack.check(net, base)
     if len(left) != copies or len(right) != copies:
         raise ShapeError(
             f"{len(left)} splits on the left, {len(right)} on the right, for {copies} models: one for each."
         )
     if not keep:
         raise ParameterError("keep is empty: name one or more steps at which to look at the specialists.")
-    orders = [20_000 * seed + 2 * k + side for side in (0, 1) for k in range(copies)]
-    pull = {name: share.expand(copies, *share.shape[1:]) for name, share in (pull or {}).items()}
-    both = {name: torch.cat([share, share]) for name, share in pull.items()}
-    how = {"steps": max(keep), "seed": orders, "keep": keep, "pull": both} | settings
-    kept = fit(net, chain([base, base]), [*left, *right], **how).kept
-    a, b = (chain(take(kept[step], side) for step in keep) for side in (slice(copies), slice(copies, None)))
-    return a, b
+    orders = [stream(seed, "specialise", side, k) for side in ("left", "right") for k in range(copies)]
+    both_pulled = stack.map(lambda share: _on_both_copies(share, copies), pull or {})
+    both = stack.chain([base, base])
+    how = {"steps": max(keep)} | settings
+    kept = fit(net, both, [*left, *right], generators=orders, keep=keep, pull=both_pulled, **how).kept
+    a = stack.chain(stack.take(kept[step], slice(copies)) for step in keep)
+    b = stack.chain(stack.take(kept[step], slice(copies, None)) for step in keep)
+    return Couples(a, b)
 
 
-def judge(
-    net: nn.Module, a: Stack, b: Stack, split: Split, angles: Sequence[float]
-) -> tuple[Float[Tensor, " couples"], Float[Tensor, " couples"]]:
-    """Loss at home and loss of the averaged weights on the target, nats, for every couple.
+def _on_both_copies(share: Tensor, copies: int) -> Tensor:
+    """Shares for K models, for the 2 K that train; one that stretches to all K stretches to all of these."""
+    return torch.cat([share, share]) if share.shape[:1] == (copies,) else share
 
-    The split is the target; at home it is turned, by -angle for a, by +angle for b (the mean of the two is given).
-    angles: one for each couple
+
+class CoupleLosses(NamedTuple):
+    """What every couple loses, nats, on the CPU.
+
+    home: the mean of the two, each on the target as its own camera shows it
+    merged: of their averaged weights, on the target itself
     """
-    home, of = torch.empty(2, len(angles)), torch.tensor(angles)
-    for angle in of.unique():
-        for row, (side, sign) in enumerate([(a, -1), (b, 1)]):
-            there = turned(split, sign * angle.item())
-            home[row, of == angle] = evaluate(net, take(side, of == angle), there).loss.cpu()
-    return home.mean(dim=0), evaluate(net, halfway(a, b), split).loss.cpu()
+
+    home: Float[Tensor, " couples"]
+    merged: Float[Tensor, " couples"]
 
 
-def said(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> dict[str, Float[Tensor, "K n units"]]:
-    """What the layers of a residual MLP say of x: the first behind its ReLU, every block, the last."""
-    return dict(list(features(net, models, x).items())[1:])
+def couple_losses(net: nn.Module, a: Stack, b: Stack, split: Split, *, angles: Sequence[float]) -> CoupleLosses:
+    """How every couple does at home, and how its average does on the target, which is the split.
+
+    angles: one for each couple, degrees: at home the split is turned, by -angle for a, by +angle for b
+    Raises ShapeError unless a and b have as many models as there are angles.
+    """
+    sizes = [stack.count(a), stack.count(b), len(angles)]
+    if len(set(sizes)) != 1:
+        raise ShapeError(f"{sizes[0]} models in a, {sizes[1]} in b, {sizes[2]} angles: expected as many of each.")
+    turns = torch.tensor(angles)
+    at_home = torch.empty(2, len(angles))
+    for angle in turns.unique().tolist():
+        couples = turns == angle
+        for row, models, degrees in ((0, a, -angle), (1, b, angle)):
+            score = evaluate(net, stack.take(models, couples), rotate_split(split, degrees))
+            at_home[row, couples] = score.loss
+    merged = evaluate(net, average_pairs(a, b), split).loss
+    return CoupleLosses(at_home.mean(dim=0), merged)
 
 
-def likeness(net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."]) -> Float[Tensor, "layers couples"]:
-    """Debiased linear CKA of the two of each couple, layer by layer (see `said`)."""
-    of_a, of_b = said(net, a, x), said(net, b, x)
-    return torch.stack([cka.linear_cka(of_a[layer], of_b[layer], debiased=True) for layer in of_a]).float().cpu()
-
-
-def kinship(
+def block_outputs(
     net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]
-) -> tuple[Float[Tensor, "K J J"], Float[Tensor, "K J J"]]:
-    """Of each of K families of J models, a stack [K, J]: linear CKA of every two on x, by their last hidden layer; and
-    how far their weights lie apart, over the mean length of the family's."""
-    families, size = next(iter(models.values())).shape[:2]
-    told = list(features(net, flat(models), x).values())
-    hidden = told[-2].unflatten(0, (families, size))
-    layers = {j: hidden[:, j] for j in range(size)}
-    rows = torch.cat([tensor.flatten(2) for tensor in models.values()], dim=2)
-    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # products would cost digits
-    length = rows.norm(dim=2).mean(dim=1)
-    return cka.cka_matrix(layers, layers).float().cpu(), (apart / length.view(-1, 1, 1)).cpu()
+) -> dict[str, Float[Tensor, "K n units"]]:
+    """What the layers of a residual MLP say of x: the first behind its ReLU, every block, the last."""
+    outputs = stack.features(net, models, x)
+    _before_relu, *layers = outputs
+    return {layer: outputs[layer] for layer in layers}
 
 
-def free(models: Stack, strength: float, generator: Generator) -> Stack:
-    """Nothing is held back."""
-    return {name: torch.zeros_like(tensor) for name, tensor in models.items()}
+def couple_cka(net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."]) -> Float[Tensor, "layers couples"]:
+    """Debiased linear CKA of the two of each couple, layer by layer (see `block_outputs`), on the CPU."""
+    of_a = block_outputs(net, a, x)
+    of_b = block_outputs(net, b, x)
+    by_layer = [cka.linear_cka(of_a[layer], of_b[layer], debiased=True) for layer in of_a]
+    return torch.stack(by_layer).float()
 
 
-def pulled(models: Stack, share: float, generator: Generator) -> Stack:
+class Kinship(NamedTuple):
+    """How near the J models of each of K families are to each other, on the CPU.
+
+    cka: linear CKA of what their last hidden layers say
+    distance: how far their weights lie apart, in units of the mean length of the family's
+    """
+
+    cka: Float[Tensor, "K J J"]
+    distance: Float[Tensor, "K J J"]
+
+
+def kinship(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> Kinship:
+    """How alike every two models of a family are on x [n, ...], and how close; a stack [K, J] of K families."""
+    families = stack.leading(models, 2)
+    *_, hidden, _ = stack.features(net, stack.flat(models), x).values()
+    by_member = dict(enumerate(hidden.unflatten(0, families).unbind(dim=1)))
+    alike = cka.cka_matrix(by_member, by_member)
+    weights = stack.vectors(models, axes=2)
+    apart = torch.cdist(weights, weights, compute_mode="donot_use_mm_for_euclid_dist")  # products would cost digits
+    length = weights.norm(dim=2).mean(dim=1)
+    return Kinship(alike.float(), (apart / length.view(-1, 1, 1)).cpu())
+
+
+class Pull(Protocol):
+    """A way to hold specialists back: how strongly every weight is drawn back to the base after each training step.
+
+    Given the base models [K], a strength in the way's own measure, and the caller's stream for what is random, it gives
+    the `pull` of `train.fit`: for every weight a share from 0, which is free, to 1, which stays as the base has it.
+    """
+
+    def __call__(self, models: Stack, strength: float, generator: Generator, /) -> Stack: ...
+
+
+def no_pull(models: Stack, strength: float, generator: Generator) -> Stack:
+    """Nothing is held back, whatever the strength."""
+    return stack.map(torch.zeros_like, models)
+
+
+def pull_to_base(models: Stack, share: float, generator: Generator) -> Stack:
     """Every weight goes that share of its way back to the base after each step."""
-    return {name: torch.full_like(tensor, share) for name, tensor in models.items()}
+    return stack.map(lambda tensor: torch.full_like(tensor, share), models)
 
 
-def frozen(models: Stack, layers: float, generator: Generator) -> Stack:
-    """The first `layers` layers, counted from the input, stay as the base has them."""
-    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in models))
-    held = {name: float(owners.index(name.rpartition(".")[0]) < layers) for name in models}
-    return {name: torch.full_like(tensor, held[name]) for name, tensor in models.items()}
+def freeze_first_layers(models: Stack, depth: float, generator: Generator) -> Stack:
+    """The first `depth` layers, counted from the input, stay as the base has them."""
+    order = stack.layers(models)
+    pull = stack.map(torch.zeros_like, models)
+    for name, shares in pull.items():
+        if order.index(stack.layer_of(name)) < depth:
+            shares.fill_(1.0)
+    return pull
 
 
-def sparse(models: Stack, density: float, generator: Generator) -> Stack:
+def free_few_weights(models: Stack, density: float, generator: Generator) -> Stack:
     """Only a random share `density` of the weights may change, drawn for each model by itself."""
-    chance = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in models.items()}
-    return {name: (chance[name] >= density).to(tensor) for name, tensor in models.items()}
+
+    def shares(tensor: Tensor) -> Tensor:
+        chance = torch.rand(tensor.shape, generator=generator)
+        return (chance >= density).to(tensor)
+
+    return stack.map(shares, models)
 
 
-# ways to hold specialists back: (models, strength, generator) -> the `pull` of train.fit
-HOLDS: dict[str, Callable[[Stack, float, Generator], Stack]] = {
-    "pulled to the base": pulled,
-    "first layers frozen": frozen,
-    "few weights free": sparse,
+PULLS: dict[str, Pull] = {
+    "pulled to the base": pull_to_base,
+    "first layers frozen": freeze_first_layers,
+    "few weights free": free_few_weights,
 }
