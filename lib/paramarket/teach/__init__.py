@@ -1,28 +1,23 @@
-"""Checks of a learner's own code, by notebook, and copies of the notebooks without their solutions."""
+"""Checks of a learner's own code, in the order of the notebooks; copies of the notebooks without their solutions."""
 
-from paramarket.teach.checks_late import (
-    check_best_share,
-    check_better_bid,
+from paramarket.teach.checks_experts import (
+    check_cka,
+    check_fool,
     check_mixed_alpha,
     check_open_chance,
     check_pays_after,
-    check_rounds_to,
     check_specialist,
-    check_split_cents,
-    fresh,
-    tell,
 )
-from paramarket.teach.student import (
+from paramarket.teach.checks_market import check_best_share, check_better_bid, check_rounds_to, check_split_cents
+from paramarket.teach.checks_weights import (
     check_average,
-    check_cka,
     check_copy_barriers,
-    check_fool,
     check_match_layer,
     check_merge_method,
     check_same_mistake,
     check_swap_units,
-    student_copy,
 )
+from paramarket.teach.student import student_copy
 
 __all__ = [
     "check_average",
@@ -41,7 +36,5 @@ __all__ = [
     "check_specialist",
     "check_split_cents",
     "check_swap_units",
-    "fresh",
     "student_copy",
-    "tell",
 ]

@@ -1,0 +1,93 @@
+"""Act three, what it is worth: the checks of notebooks 06 and 07."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from paramarket.teach.checking import fresh_generator, tell_learner
+
+
+def check_best_share(answer: Callable[[float, float], tuple[float, float]]) -> None:
+    """Notebook 06: the seller's share with the least squared error, estimates being independent; and that error."""
+
+    def find_fault() -> str:
+        low, gap, coin = torch.rand(3, generator=fresh_generator()).tolist()
+        v_b, v_s = low + 0.1, low + gap + 0.2  # never alike: one would do for the other
+        if coin >= 0.5:
+            v_b, v_s = v_s, v_b
+        shares = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+        errors = (1 - shares) ** 2 * v_b + shares**2 * v_s
+        best = shares[errors.argmin()].item()
+        share, error = map(float, answer(v_b, v_s))
+        if abs(share - best) > 1e-3:
+            hint = " That is the buyer's own share." if abs(1 - share - best) < 1e-3 else ""
+            return (
+                f"for V_b = {v_b:.3f}, V_s = {v_s:.3f} it says w = {share:.3f}, but the bowl is lowest elsewhere.{hint}"
+            )
+        return "" if abs(error - errors.min().item()) < 1e-5 else f"the share is right; the error is not {error:.4f}."
+
+    tell_learner("best_share", find_fault)
+
+
+def check_better_bid(answer: Callable[[float], float]) -> None:
+    """Notebook 06: a bid that beats the truth where the price is the mean of bid and ask, asks true and uniform."""
+    asks = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+
+    def expected_surplus(value: float, bid: float) -> float:
+        surplus = value - (bid + asks) / 2
+        return surplus[asks <= bid].sum().item() / len(asks)
+
+    def find_fault() -> str:
+        values = 0.1 + 0.9 * torch.rand(5, generator=fresh_generator())
+        for value in values.tolist():
+            bid = float(answer(value))
+            won = expected_surplus(value, bid)
+            honest = expected_surplus(value, value)
+            if not won > honest + 1e-6:
+                return f"with a value of {value:.2f}, a bid of {bid:.2f} wins {won:.4f}; the truth wins {honest:.4f}."
+        return ""
+
+    tell_learner("better_bid", find_fault)
+
+
+def check_split_cents(answer: Callable[[int, list[float]], list[int]]) -> None:
+    """Notebook 07: a sum in whole cents shared out among sellers; not a cent more or less, and nobody a cent off."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        for sellers in (1, 2, 3, 7):
+            cents = 301 + int(torch.randint(0, 10_000, (1,), generator=generator))
+            sizes = torch.rand(sellers, generator=generator) + 0.01
+            if sellers > 1:
+                sizes[0] = 0  # one who was asked, and sold nothing
+            shares = (sizes.double() / sizes.double().sum()).tolist()
+            parts = list(answer(cents, list(shares)))
+            if len(parts) != sellers or any(part != int(part) or part < 0 for part in parts):
+                return f"{cents} cents for {sellers} sellers: expected as many whole numbers from 0, got {parts}."
+            if sum(parts) != cents:
+                return f"{cents} cents became {sum(parts)}: {parts}."
+            for part, share in zip(parts, shares, strict=True):
+                if share == 0 and part:
+                    return f"a seller with no share got {part} of {cents} cents: {parts}."
+                if abs(part - share * cents) >= 1:
+                    return f"one of {parts} is a cent or more away from its share of {cents}, {share * cents:.2f}."
+        return ""
+
+    tell_learner("split_cents", find_fault)
+
+
+def check_rounds_to(answer: Callable[[Tensor, float], int | None]) -> None:
+    """Notebook 07: the first round, from 1 on, whose accuracy reaches a goal; None if none does."""
+
+    def find_fault() -> str:
+        curve = torch.rand(12, generator=fresh_generator()).cummax(dim=0).values * 0.9
+        for goal in (curve[0].item() / 2, curve[5].item(), 0.95):
+            reached = [k + 1 for k, accuracy in enumerate(curve.tolist()) if accuracy >= goal]
+            expected = reached[0] if reached else None
+            found = answer(curve, goal)
+            if found != expected:
+                return f"for the goal {goal:.2f} it says {found}, expected {expected}."
+        return ""
+
+    tell_learner("rounds_to", find_fault)

@@ -1,0 +1,155 @@
+"""Act one, can weights be combined: the checks of notebooks 01 and 02."""
+
+from collections.abc import Callable
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from paramarket import align, merge, stack, train
+from paramarket.data import Split
+from paramarket.stack import Params
+from paramarket.teach.checking import fresh_generator, tell_learner
+
+
+def check_same_mistake(answer: Callable[[Tensor, Tensor, Tensor], float]) -> None:
+    """Notebook 01: how often two networks give the same answer among the images that both get wrong."""
+
+    def find_fault() -> str:
+        a, b, truth = torch.randint(0, 4, (3, 400), generator=fresh_generator())
+        found = float(answer(a, b, truth))
+        wrong = [k for k in range(400) if a[k] != truth[k] and b[k] != truth[k]]
+        expected = sum(bool(a[k] == b[k]) for k in wrong) / len(wrong)
+        if abs(found - expected) < 1e-6:
+            return ""
+        return (
+            f"it says {found:.3f}, expected {expected:.3f}: look only at the {len(wrong)} images that both get wrong."
+        )
+
+    tell_learner("same_mistake", find_fault)
+
+
+def check_average(answer: Callable[[Params, Params], Params]) -> None:
+    """Notebook 01: the model half-way between two models."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        a = {"0.weight": torch.randn(3, 2, generator=generator), "0.bias": torch.randn(3, generator=generator)}
+        b = {"0.weight": torch.randn(3, 2, generator=generator), "0.bias": torch.randn(3, generator=generator)}
+        before = stack.copy(a)
+        found = answer(a, b)
+        if any(not torch.equal(a[name], before[name]) for name in before):
+            return "it changes the first model: make new tensors instead of writing into the old ones."
+        if sorted(found) != sorted(a):
+            return f"the result has the names {sorted(found)}, expected {sorted(a)}."
+        for name in a:
+            if not torch.allclose(found[name], (a[name] + b[name]) / 2):
+                return f"{name!r} is not half-way between the two."
+        return ""
+
+    tell_learner("average", find_fault)
+
+
+def check_swap_units(answer: Callable[[Params, int, int], Params]) -> None:
+    """Notebook 01: swap two units of the first hidden layer without changing what the network computes."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        net = stack.mlp(5, [7, 4], 3)
+        x = torch.randn(300, 5, generator=generator)
+        i, j = torch.randperm(7, generator=generator)[:2].tolist()
+        params = stack.take(_random_models(net, 1, generator), 0)
+        found = answer(stack.copy(params), i, j)
+        if torch.equal(found["1.weight"], params["1.weight"]):
+            return "the first layer's rows are where they were: nothing was swapped."
+        order = torch.arange(7)
+        order[[i, j]] = order[[j, i]]
+        if not torch.equal(found["1.weight"], params["1.weight"][order]):
+            return f"asked to swap units {i} and {j}, it moved other rows of 1.weight too, or others."
+        before, after = stack.forward(net, stack.join([params, found]), x)
+        if torch.allclose(before, after, atol=1e-5):
+            return ""
+        return (
+            "the network computes something else now. "
+            "A unit owns a row of 1.weight, an entry of 1.bias and a column of 3.weight."
+        )
+
+    tell_learner("swap_units", find_fault)
+
+
+def check_match_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Notebook 02: the order of B's units that fits A's best, judged by what they read."""
+
+    def find_fault() -> str:
+        a, b = torch.randn(2, 12, 6, generator=fresh_generator())
+        found = torch.as_tensor(answer(a.clone(), b.clone()))
+        places = torch.arange(12)
+        if sorted(found.tolist()) != places.tolist():
+            return f"{found.tolist()} is no order of 12 units: every number from 0 to 11 must stand in it once."
+        products = a @ b.T
+        best = products[linear_sum_assignment(products, maximize=True)].sum().item()
+        reached = products[places, found].sum().item()
+        if reached > best - 1e-4:
+            return ""
+        other_way_round = products[found, places].sum().item()
+        hint = ""
+        if other_way_round > best - 1e-4:
+            hint = " You have it the wrong way round: place i takes B's unit order[i]."
+        return f"the units in your order are alike by {reached:.2f} in sum, {best:.2f} is possible.{hint}"
+
+    tell_learner("match_layer", find_fault)
+
+
+def check_copy_barriers(answer: Callable[..., tuple[float, float]]) -> None:
+    """Notebook 02: the barrier between a network and its own reordered copy, before and after matching."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        net = stack.mlp(8, [32, 32], 4)
+        spec = align.permutation_spec(net, torch.zeros(1, 8))
+        x = torch.randn(200, 8, generator=generator)
+        start = stack.take(_random_models(net, 1, generator), 0)
+        params = stack.map(lambda tensor: 3 * tensor, start)
+        labels = stack.forward(net, stack.join([params]), x)[0].argmax(dim=-1)  # it is right on all of them
+        split = Split(x, labels)
+        p = {label: torch.randperm(32, generator=generator) for label in align.identity(spec, params)}
+        copy = align.permute(spec, p, params)
+        expected = merge.barrier(train.evaluate(net, merge.path(params, copy, 11), split).loss).item()
+        before, after = map(float, answer(net, spec, params, p, split))
+        if abs(before - expected) > 1e-3:
+            return f"the barrier before matching is {before:.3f}, expected {expected:.3f} on a path of 11 points."
+        return f"the barrier after matching is {after:.3f}, expected 0." if abs(after) > 1e-4 else ""
+
+    tell_learner("copy_barriers", find_fault)
+
+
+def check_merge_method(answer: Callable[..., Params]) -> None:
+    """Notebook 02: a way to merge of the learner's own, under the signature that all ways share."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        net = stack.mlp(6, [5, 4], 3)
+        spec = align.permutation_spec(net, torch.zeros(1, 6))
+        split = Split(torch.randn(40, 6, generator=generator), torch.arange(40) % 3)
+        models = _random_models(net, 2, generator)
+        before = stack.copy(models)
+        found = answer(net, spec, models, split, generator)
+        if any(not torch.equal(models[name], before[name]) for name in before):
+            return "it changes the models it is given: make new tensors instead of writing into the old ones."
+        for name, tensor in before.items():
+            if name not in found or found[name].shape != tensor.shape[1:] or not found[name].isfinite().all():
+                return f"{name!r} should be one finite tensor of shape {tuple(tensor.shape[1:])}."
+        if all(torch.equal(found[name], tensor[0]) for name, tensor in before.items()):
+            return "it gives back the first model: the others should count, too."
+        twins = stack.take(models, [0, 0])
+        merged = answer(net, spec, twins, split, generator)
+        for name in merged:
+            if not torch.allclose(merged[name], twins[name][0], atol=1e-4):
+                return f"two equal models should merge into that model, but {name!r} differs."
+        return ""
+
+    tell_learner("merge_method", find_fault)
+
+
+def _random_models(net: torch.nn.Module, copies: int, generator: torch.Generator) -> stack.Stack:
+    return stack.init(net, copies, seed=generator.initial_seed() % 2**31)
