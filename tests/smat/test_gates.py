@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -87,12 +88,32 @@ def test_the_same_generator_draws_the_same_gates():
     assert not torch.equal(LAW.sample(x, stream(3, "g")), LAW.sample(x, stream(4, "g")))
 
 
+def test_on_another_device_the_same_generator_draws_the_same_gates_there():
+    x = torch.linspace(-3, 3, 50)
+    with second_device() as device:
+        there = LAW.sample(x.to(device), stream(3, "g"))
+        assert there.device == device
+        assert torch.equal(there.cpu(), LAW.sample(x, stream(3, "g")))
+        for law in (LAW.median, LAW.nonzero, LAW.one, LAW.mean):
+            assert torch.equal(law(x.to(device)).cpu(), law(x))
+
+
+def test_a_multiplier_takes_a_target_of_its_own_run_from_the_cpu():
+    multiplier, sparsity = torch.full((2, 3), 0.5), torch.tensor([[0.1, 0.6, 0.2]] * 2)
+    target = torch.tensor([0.0, 0.5])
+    found = smat.dual_ascent_step(multiplier, sparsity, target, 2.0)
+    assert found.tolist() == [[0, 0, 0], pytest.approx([0.5 + 2 * 0.4, 0.0, 0.5 + 2 * 0.3])]
+    with second_device() as device:
+        there = smat.dual_ascent_step(multiplier.to(device), sparsity.to(device), target, 2.0)
+        assert torch.equal(there.cpu(), found)
+
+
 def test_a_multiplier_rises_by_the_violation_and_restarts_once_the_constraint_is_met():
-    found = smat.raised(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.1, 0.9, 0.95]), torch.tensor(0.9), 2.0)
+    found = smat.dual_ascent_step(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.1, 0.9, 0.95]), torch.tensor(0.9), 2.0)
     assert found.tolist() == pytest.approx([0.5 + 2 * 0.8, 0.0, 0.0])
     for target in (-0.5, 1.0):
-        with pytest.raises(ParameterError, match=f"target = {target}"):
-            smat.raised(torch.zeros(1), torch.zeros(1), torch.tensor(target), 1.0)
+        with pytest.raises(ParameterError, match=f"target = {target}: expected numbers in"):
+            smat.dual_ascent_step(torch.zeros(1), torch.zeros(1), torch.tensor(target), 1.0)
 
 
 def test_under_the_constraint_the_largest_weights_are_kept():
@@ -105,7 +126,7 @@ def test_under_the_constraint_the_largest_weights_are_kept():
         opt.zero_grad()
         (loss + multiplier * 8 * (LAW.nonzero(log_alpha).mean() - 0.5)).sum().backward()
         opt.step()
-        multiplier = smat.raised(
+        multiplier = smat.dual_ascent_step(
             multiplier, (LAW.median(log_alpha.detach()) == 0).float().mean()[None], torch.tensor(0.5), 0.02
         )
     kept = LAW.median(log_alpha.detach()) > 0

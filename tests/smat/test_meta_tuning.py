@@ -1,9 +1,11 @@
 import pytest
 import torch
+from devices import second_device
 from orders import equal
 
 from paramarket import data, smat, stack
 from paramarket.errors import ParameterError
+from paramarket.smat import meta_tuning
 
 NET = stack.mlp(64, [12], 8)
 HOW = {"steps": 15, "tasks": 2, "ways": 3, "shots": 2, "queries": 3}
@@ -12,7 +14,7 @@ NAMES = ["upright", "invert", "edges"]
 
 @pytest.fixture(scope="module")
 def pool(digits):
-    return smat.pool(digits.quote, {name: data.DOMAINS[name] for name in NAMES}, seed=0)
+    return smat.task_pool(digits.quote, {name: data.DOMAINS[name] for name in NAMES}, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +22,19 @@ def pretrained():
     return stack.init(NET, 3, seed=0)
 
 
-def aims(sparsity=(0.0, 0.5, 0.9), pretrained=0.0, teacher=0.0, learn=True, support=0.0):
+def aims(sparsity=(0.0, 0.5, 0.9), pretrained=0.0, dense=0.0, learn=True, support=0.0):
     row = torch.ones(len(sparsity))
-    return smat.Aims(torch.tensor(sparsity), pretrained * row, teacher * row, learn * row > 0, support * row)
+    return smat.Aims(
+        sparsity=torch.tensor(sparsity),
+        pretrained_teacher=pretrained * row,
+        dense_teacher=dense * row,
+        learn_gates=learn * row > 0,
+        support_rate=support * row,
+    )
 
 
 def begun(pretrained, seeds=(0, 0, 0), experts=2):
-    return smat.experts_of(pretrained, experts, 8, list(seeds))
+    return smat.experts_of(pretrained, experts=experts, features=8, seeds=list(seeds))
 
 
 def tuned(pretrained, pool, aims, seeds=(0, 0, 0), **how):
@@ -41,14 +49,14 @@ def long(pretrained, pool):
 def test_it_learns_and_closes_the_gates_it_was_told_to_close(long):
     first, last = (long.history[long.history.step == step] for step in (1, 350))
     assert (last.loss.to_numpy() < first.loss.to_numpy()).all()
-    closed, _, merged = smat.sparsity(long.experts.gates)
-    assert closed[0].max() < 0.3
-    assert (closed[1] > 0.45).all()
-    assert (closed[2] > 0.85).all()
-    assert (merged <= closed.amin(dim=1)).all()
+    found = smat.sparsity(long.experts.gates)
+    assert found.closed[0].max() < 0.3
+    assert (found.closed[1] > 0.45).all()
+    assert (found.closed[2] > 0.85).all()
+    assert (found.merged <= found.closed.amin(dim=1)).all()
 
 
-def test_the_history_tells_every_expert_of_every_run_at_every_look(long):
+def test_the_history_tells_every_expert_of_every_run_at_every_recorded_step(long):
     columns = ["step", "run", "expert", "loss", "alpha", "sparsity", "expected", "multiplier", "merged"]
     assert list(long.history.columns) == columns
     assert sorted(long.history.step.unique()) == [*range(1, 350, 20), 350]
@@ -64,7 +72,7 @@ def test_the_history_tells_every_expert_of_every_run_at_every_look(long):
 
 
 def test_the_pretrained_nets_and_the_start_stay_as_they_are(pretrained, pool):
-    kept, start = {k: v.clone() for k, v in pretrained.items()}, begun(pretrained)
+    kept, start = stack.copy(pretrained), begun(pretrained)
     smat.meta_tune(NET, pretrained, start, aims(), pool, range(6), seeds=[0, 0, 0], **HOW)
     assert equal(pretrained, kept)
     assert equal(start.gates, begun(pretrained).gates)
@@ -96,7 +104,7 @@ def test_a_run_does_not_depend_on_those_beside_it(pretrained, pool):
 
 def test_gates_that_do_not_learn_stay_and_open_ones_are_dense_tuning(pretrained, pool):
     start = begun(pretrained)
-    start = start._replace(gates={name: torch.full_like(gate, 9.0) for name, gate in start.gates.items()})
+    start = start._replace(gates=stack.map(lambda gate: torch.full_like(gate, 9.0), start.gates))
     dense = smat.meta_tune(NET, pretrained, start, aims(learn=False), pool, range(6), seeds=[0, 0, 0], **HOW)
     assert equal(dense.experts.gates, start.gates)
     assert (dense.history.multiplier == 0).all()
@@ -114,33 +122,35 @@ def test_distilling_from_the_pretrained_net_holds_a_run_near_it(pretrained, pool
 
 def some(pretrained, pool):
     """Two tasks, and the first pretrained net for each."""
-    drawn = smat.Tasks(*(x[None] for x in smat.draw(pool, 2, range(6), 3, 2, 3, torch.Generator().manual_seed(0))))
-    return drawn, {name: tensor[:1].unsqueeze(1).expand(1, 2, *tensor.shape[1:]) for name, tensor in pretrained.items()}
+    generator = torch.Generator().manual_seed(0)
+    drawn = smat.draw_tasks(pool, range(6), generator, tasks=2, ways=3, shots=2, queries=3)
+    tasks = smat.Tasks(drawn.support[None], drawn.query[None], drawn.domain[None])
+    return tasks, smat.one_per_task(stack.take(pretrained, [0]), tasks)
 
 
 def test_a_net_is_no_distance_from_itself(pretrained, pool):
     drawn, models = some(pretrained, pool)
-    logits = smat.solve(NET, models, drawn, 3)
-    assert smat.meta_tuning._distance(logits, logits).item() == pytest.approx(0, abs=1e-6)
-    assert smat.meta_tuning._distance(logits, logits.flip(-1)).item() > 0
+    logits = smat.task_logits(NET, models, drawn, ways=3)
+    assert meta_tuning._divergence(logits, logits).item() == pytest.approx(0, abs=1e-6)
+    assert meta_tuning._divergence(logits, logits.flip(-1)).item() > 0
 
 
 def test_a_step_of_descent_is_the_formula_and_lets_gradients_pass_as_they_are(pretrained, pool):
     drawn, models = some(pretrained, pool)
-    models = {name: tensor.clone().requires_grad_() for name, tensor in models.items()}
-    loss = smat.task_losses(smat.solve(NET, models, drawn, 3)).sum()
+    models = stack.map(lambda tensor: tensor.clone().requires_grad_(), models)
+    loss = smat.task_losses(smat.task_logits(NET, models, drawn, ways=3)).sum()
     slopes = torch.autograd.grad(loss, list(models.values()))
-    stepped = smat.meta_tuning._descended(NET, models, drawn, 3, torch.tensor([0.5]))
+    stepped = meta_tuning._gradient_step(NET, models, drawn, 3, torch.tensor([0.5]))
     for (name, tensor), slope in zip(models.items(), slopes, strict=True):
         assert torch.allclose(stepped[name], tensor - 0.5 * slope, atol=1e-6)
-    assert equal(smat.meta_tuning._descended(NET, models, drawn, 3, torch.tensor([0.0])), models)
+    assert equal(meta_tuning._gradient_step(NET, models, drawn, 3, torch.tensor([0.0])), models)
     passed = torch.autograd.grad(sum(tensor.sum() for tensor in stepped.values()), list(models.values()))
     assert all((each == 1).all() for each in passed)
-    assert (smat.task_losses(smat.solve(NET, stepped, drawn, 3)).sum() < loss).all()
+    assert (smat.task_losses(smat.task_logits(NET, stepped, drawn, ways=3)).sum() < loss).all()
 
 
 def test_a_support_step_changes_its_own_runs_alone(pretrained, pool):
-    plain, some_step = aims(), aims()._replace(support=torch.tensor([0.0, 0.5, 0.0]))
+    plain, some_step = aims(), aims()._replace(support_rate=torch.tensor([0.0, 0.5, 0.0]))
     one, other = (tuned(pretrained, pool, each).experts.delta for each in (plain, some_step))
     for name, tensor in one.items():
         assert torch.equal(tensor[::2], other[name][::2])
@@ -148,22 +158,79 @@ def test_a_support_step_changes_its_own_runs_alone(pretrained, pool):
 
 
 def test_a_dense_teacher_can_be_learnt_from(pretrained, pool):
-    plain, taught = (tuned(pretrained, pool, aims(teacher=weight)) for weight in (0.0, 1.0))
+    plain, taught = (tuned(pretrained, pool, aims(dense=weight)) for weight in (0.0, 1.0))
     assert not equal(plain.experts.delta, taught.experts.delta)
     assert all(tensor.isfinite().all() for tensor in taught.experts.delta.values())
 
 
-def test_before_any_tuning_the_judge_sees_no_difference(pretrained, pool):
+def test_before_any_tuning_accuracies_are_those_of_the_pretrained_nets(pretrained, pool):
     drawn = smat.fresh_tasks(pool, [6, 7, 8, 9], seeds=[1, 1, 2], tasks=6)
-    found, before = smat.judge(NET, pretrained, begun(pretrained), drawn)
-    assert torch.equal(found, before)
-    assert (found > 0.3).all()  # four ways: better than guessing, even at random weights
+    found = smat.accuracies(NET, pretrained, begun(pretrained), drawn)
+    assert torch.equal(found.tuned, found.pretrained)
+    assert (found.tuned > 0.3).all()  # four ways: better than guessing, even at random weights
 
 
 @pytest.mark.parametrize("sparsity", [(-0.1, 0.5, 0.5), (0.5, 1.0, 0.5)])
 def test_a_sparsity_outside_its_range_is_refused(pretrained, pool, sparsity):
     with pytest.raises(ParameterError, match=r"expected numbers in \[0, 1\)"):
         tuned(pretrained, pool, aims(sparsity))
+
+
+@pytest.mark.parametrize("name", smat.Aims._fields)
+@pytest.mark.parametrize("given", [[0.5, 0.5, 0.5], 0.5, torch.tensor([0.5, 0.5]), torch.tensor(0.5)])
+def test_aims_that_are_not_one_number_a_run_are_refused_by_name(pretrained, pool, name, given):
+    with pytest.raises(ParameterError, match=f"aims.{name} is .* expected a tensor of 3 numbers, one a run"):
+        tuned(pretrained, pool, aims()._replace(**{name: given}))
+
+
+def test_whether_gates_learn_is_said_by_true_or_false(pretrained, pool):
+    with pytest.raises(ParameterError, match=r"aims.learn_gates is of torch.float32: expected true or false"):
+        tuned(pretrained, pool, aims()._replace(learn_gates=torch.ones(3)))
+
+
+def test_a_wrong_number_of_seeds_is_not_blamed_on_the_aims(pretrained, pool):
+    with pytest.raises(ParameterError, match="seeds: 2 given, expected one for each of the 3 runs"):
+        smat.meta_tune(NET, pretrained, begun(pretrained), aims(), pool, range(6), seeds=[0, 0], **HOW)
+
+
+@pytest.mark.parametrize("name", ["steps", "record_every", "tasks"])
+def test_a_count_of_nothing_is_refused(pretrained, pool, name):
+    with pytest.raises(ParameterError, match=f"{name} = 0, expected a whole number ≥ 1"):
+        tuned(pretrained, pool, aims(), **{name: 0})
+
+
+def test_models_on_another_device_learn_the_same_there_and_are_judged_on_the_cpu(pretrained, pool):
+    """Tasks, aims and random numbers are the CPU's; every branch is taken: both teachers, a support step, masks."""
+    settings = {"seeds": [0, 1, 2], **HOW, "steps": 3, "record_every": 1}
+    plan = aims(pretrained=0.5, dense=0.5)._replace(
+        support_rate=torch.tensor([0.0, 0.5, 0.0]), learn_gates=torch.tensor([True, True, False])
+    )
+    tasks = smat.fresh_tasks(pool, range(10), seeds=[0, 1, 2], tasks=4)
+
+    def everything(pretrained):
+        start = begun(pretrained, seeds=(0, 1, 2))
+        found = smat.meta_tune(NET, pretrained, start, plan, pool, range(6), **settings)
+        models = smat.task_models(NET, pretrained, found.experts, tasks)
+        logits = smat.task_logits(NET, models, tasks, ways=4)
+        shown = [
+            *smat.accuracies(NET, pretrained, found.experts, tasks),
+            smat.mean_alpha_by_domain(NET, pretrained, found.experts, tasks, len(NAMES)),
+        ]
+        return found, logits, shown
+
+    found, logits, shown = everything(pretrained)
+    with second_device() as device:
+        found_there, logits_there, shown_there = everything(stack.map(lambda tensor: tensor.to(device), pretrained))
+        experts = found_there.experts
+        assert {stack.device(experts.delta), stack.device(experts.gates), experts.keys.device} == {device}
+        assert logits_there.device == device
+        assert equal(found.experts.delta, stack.map(lambda tensor: tensor.cpu(), experts.delta))
+        assert equal(found.experts.gates, stack.map(lambda tensor: tensor.cpu(), experts.gates))
+        assert torch.equal(logits, logits_there.cpu())
+    assert found.history.equals(found_there.history)
+    for one, other in zip(shown, shown_there, strict=True):
+        assert other.device.type == "cpu"
+        assert torch.equal(one, other)
 
 
 def test_more_ways_than_classes_are_refused(pretrained, pool):
@@ -183,16 +250,16 @@ def test_noise_exchanges_that_share_of_the_examples_to_learn_from(pool):
         assert rows[0] == rows[1]  # the same images, in other places
 
 
-def test_who_is_asked_is_told_by_domain_and_sums_to_one(pretrained, pool):
+def test_mean_alpha_by_domain_sums_to_one(pretrained, pool):
     drawn = smat.fresh_tasks(pool, range(10), seeds=[0, 1, 2], tasks=30)
-    table = smat.asked(NET, pretrained, begun(pretrained, experts=3), drawn, len(NAMES))
+    table = smat.mean_alpha_by_domain(NET, pretrained, begun(pretrained, experts=3), drawn, len(NAMES))
     assert table.shape == (3, len(NAMES), 3)
     assert torch.allclose(table.sum(dim=2), torch.ones(3, len(NAMES)), atol=1e-4)
 
 
-def test_task_models_are_what_judge_asks_and_with_no_delta_the_pretrained_net(pretrained, pool, long):
+def test_accuracies_are_those_of_the_task_models_and_with_no_delta_these_are_the_pretrained_net(pretrained, pool, long):
     tasks = smat.fresh_tasks(pool, range(6, 10), seeds=[0, 0, 0], tasks=5)
     models = smat.task_models(NET, pretrained, long.experts, tasks)
-    right = (smat.solve(NET, models, tasks, 4).argmax(dim=-1) == smat.answers(4, 10)).float()
-    assert torch.equal(right.flatten(1).mean(dim=1), smat.judge(NET, pretrained, long.experts, tasks)[0])
-    assert equal(smat.task_models(NET, pretrained, begun(pretrained), tasks), smat.spread(pretrained, tasks))
+    right = (smat.task_logits(NET, models, tasks, ways=4).argmax(dim=-1) == smat.way_labels(4, 10)).float()
+    assert torch.equal(right.flatten(1).mean(dim=1), smat.accuracies(NET, pretrained, long.experts, tasks).tuned)
+    assert equal(smat.task_models(NET, pretrained, begun(pretrained), tasks), smat.one_per_task(pretrained, tasks))

@@ -13,7 +13,12 @@ COUNTS = [7, 9, 8, 7]
 LABELS = torch.cat([torch.full((n,), label) for label, n in enumerate(COUNTS)])
 SPLIT = Split(torch.arange(len(LABELS)).float().view(-1, 1, 1, 1).expand(-1, 1, 4, 4), LABELS)
 MADE = {name: lambda x, generator, k=k: x + 1000 * k for k, name in enumerate(["a", "b", "c"])}
-POOL = smat.pool(SPLIT, MADE, seed=0)
+POOL = smat.task_pool(SPLIT, MADE, seed=0)
+
+
+def draw(tasks, classes, ways, shots, queries, seed):
+    sizes = {"tasks": tasks, "ways": ways, "shots": shots, "queries": queries}
+    return smat.draw_tasks(POOL, classes, stream(seed, "tasks"), **sizes)
 
 
 def test_a_pool_shows_the_same_images_in_every_domain_and_as_many_of_every_class():
@@ -25,14 +30,14 @@ def test_a_pool_shows_the_same_images_in_every_domain_and_as_many_of_every_class
 
 def test_a_domain_looks_alike_in_all_splits(digits):
     only = {"permute-pixels": DOMAINS["permute-pixels"]}
-    one, other = (smat.pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed) for seed in (0, 0))
+    one, other = (smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed) for seed in (0, 0))
     assert torch.equal(one.x, other.x)
-    assert not torch.equal(one.x, smat.pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, 1).x)
+    assert not torch.equal(one.x, smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, 1).x)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3), st.integers(1, 4))
 def test_a_task_has_one_domain_and_of_every_way_one_class_and_no_example_twice(seed, ways, shots, queries):
-    tasks = smat.draw(POOL, 5, range(4), ways, shots, queries, stream(seed, "tasks"))
+    tasks = draw(5, range(4), ways, shots, queries, seed)
     assert tasks.support.shape == (5, ways * shots, 1, 4, 4)
     assert tasks.query.shape == (5, ways * queries, 1, 4, 4)
     for support, query, domain in zip(tasks.support, tasks.query, tasks.domain, strict=True):
@@ -46,7 +51,7 @@ def test_a_task_has_one_domain_and_of_every_way_one_class_and_no_example_twice(s
 
 
 def test_all_domains_classes_and_examples_come_up():
-    tasks = smat.draw(POOL, 400, [1, 3], 2, 1, 1, stream(0, "tasks"))
+    tasks = draw(400, [1, 3], 2, 1, 1, seed=0)
     numbers = tasks.support[:, :, 0, 0, 0].long()
     assert (numbers // 1000).unique().tolist() == [0, 1, 2]
     assert LABELS[numbers % 1000].unique().tolist() == [1, 3]
@@ -54,7 +59,7 @@ def test_all_domains_classes_and_examples_come_up():
 
 
 def test_the_same_generator_draws_the_same_tasks():
-    one, other = (smat.draw(POOL, 3, range(4), 3, 2, 2, stream(1, "tasks")) for _ in range(2))
+    one, other = (draw(3, range(4), 3, 2, 2, seed=1) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -63,7 +68,8 @@ def test_the_same_generator_draws_the_same_tasks():
     [
         ((range(4), 5, 1, 1), "ways = 5"),
         ((range(4), 1, 1, 1), "ways = 1"),
-        (([0, 9], 2, 1, 1), r"of the classes \[0, 9\]"),
+        (([1, 1, 2], 2, 1, 1), r"classes = \[1, 1, 2\]"),
+        (([0, 9], 2, 1, 1), r"classes = \[0, 9\]: expected some of \[0, 1, 2, 3\], each once"),
         ((range(4), 2, 0, 1), "shots = 0"),
         ((range(4), 2, 1, 0), "queries = 0"),
         ((range(4), 2, 4, 4), "shots = 4, queries = 4: expected 1 or more, 7 in all"),
@@ -71,14 +77,14 @@ def test_the_same_generator_draws_the_same_tasks():
 )
 def test_a_task_that_cannot_be_drawn_is_refused(how, said):
     with pytest.raises(ParameterError, match=said):
-        smat.draw(POOL, 2, *how, stream(0, "tasks"))
+        draw(2, *how, seed=0)
 
 
 def test_a_pool_without_domains_or_with_a_missing_class_is_refused():
     with pytest.raises(DataError, match="0 domains"):
-        smat.pool(SPLIT, {}, 0)
+        smat.task_pool(SPLIT, {}, 0)
     with pytest.raises(DataError, match="0 examples of the rarest class"):
-        smat.pool(Split(SPLIT.x[:16], LABELS[:16] * 2), MADE, 0)
+        smat.task_pool(Split(SPLIT.x[:16], LABELS[:16] * 2), MADE, 0)
 
 
 def test_the_nearest_prototype_wins_whatever_the_length_of_the_features():
@@ -97,7 +103,7 @@ def test_prototypes_know_no_names():
     logits = smat.prototype_logits(said, query, 3)
     turned = smat.prototype_logits(said.view(3, 2, 5)[[2, 0, 1]].flip(1).flatten(0, 1), query, 3)
     assert torch.allclose(turned, logits[:, [2, 0, 1]], atol=1e-5)
-    assert smat.answers(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
+    assert smat.way_labels(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_an_empty_support_is_refused():

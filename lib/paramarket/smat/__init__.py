@@ -1,38 +1,74 @@
-"""Sparse interpolated experts (SMAT, Chen et al. 2024): few weights of a pretrained net, mixed anew for every task."""
+"""Sparse interpolated experts (SMAT, Chen et al. 2024): few weights of a pretrained net, mixed anew for every task.
 
-from paramarket.smat.baselines import pretrain, tuned_accuracy
-from paramarket.smat.experts import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity, stored
-from paramarket.smat.gates import HardConcrete, raised
-from paramarket.smat.meta_tuning import Aims, Tuned, asked, fresh_tasks, judge, meta_tune, task_models
-from paramarket.smat.tasks import Pool, Tasks, answers, draw, pool, prototype_logits, solve, spread, task_losses
+Tasks are drawn on the CPU; models, and experts with them, stay on their device; what is shown comes back on the CPU.
+"""
+
+from paramarket.smat.baselines import pretrain_foundation, tuned_accuracy
+from paramarket.smat.experts import (
+    SparseExperts,
+    Sparsity,
+    experts_of,
+    fixed_masks,
+    interpolate,
+    open_gates,
+    overlap,
+    route,
+    sparsity,
+    storage,
+)
+from paramarket.smat.gates import HardConcrete, dual_ascent_step
+from paramarket.smat.meta_tuning import (
+    Accuracies,
+    Aims,
+    Tuned,
+    accuracies,
+    mean_alpha_by_domain,
+    meta_tune,
+    task_models,
+)
+from paramarket.smat.tasks import (
+    TaskPool,
+    Tasks,
+    draw_tasks,
+    fresh_tasks,
+    one_per_task,
+    prototype_logits,
+    task_logits,
+    task_losses,
+    task_pool,
+    way_labels,
+)
 
 __all__ = [
+    "Accuracies",
     "Aims",
     "HardConcrete",
-    "Pool",
     "SparseExperts",
+    "Sparsity",
+    "TaskPool",
     "Tasks",
     "Tuned",
-    "answers",
-    "asked",
-    "draw",
+    "accuracies",
+    "draw_tasks",
+    "dual_ascent_step",
     "experts_of",
+    "fixed_masks",
     "fresh_tasks",
-    "held",
     "interpolate",
-    "judge",
+    "mean_alpha_by_domain",
     "meta_tune",
+    "one_per_task",
+    "open_gates",
     "overlap",
-    "pool",
-    "pretrain",
+    "pretrain_foundation",
     "prototype_logits",
-    "raised",
     "route",
-    "solve",
     "sparsity",
-    "spread",
-    "stored",
+    "storage",
+    "task_logits",
     "task_losses",
     "task_models",
+    "task_pool",
     "tuned_accuracy",
+    "way_labels",
 ]

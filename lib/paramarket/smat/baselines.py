@@ -1,6 +1,7 @@
 """Before and beside meta-tuning: pretraining on tasks, and tuning for one task, all weights or a low rank (LoRA)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -8,74 +9,120 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from paramarket.base import stream, watched
-from paramarket.errors import ParameterError
-from paramarket.smat.tasks import Pool, Tasks, answers, draw, prototype_logits
-from paramarket.stack import Stack, chain, flat, init, run
+from paramarket import stack
+from paramarket.base import is_watched, stream, whole_number
+from paramarket.smat.settings import check_list
+from paramarket.smat.tasks import (
+    TaskPool,
+    Tasks,
+    draw_by_seed,
+    place_tasks,
+    prototype_logits,
+    run_accuracy,
+    way_labels,
+)
+from paramarket.stack import Stack
 
 
-def pretrain(
-    net: nn.Module, pool: Pool, classes: Sequence[int], *, seeds: Sequence[int], steps: int, lr: float = 1e-3
+def pretrain_foundation(
+    net: nn.Module,
+    pool: TaskPool,
+    classes: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    lr: float = 1e-3,
+    device: torch.device | str = "cpu",
 ) -> Stack:
     """A pretrained net for each seed: Adam on tasks of six ways and three shots, six queries each, one task a step."""
-    models = chain([init(net, 1, seed) for seed in seeds])
-    opt = torch.optim.Adam([tensor.requires_grad_() for tensor in models.values()], lr)
-    streams, y = [stream(seed, "pretraining") for seed in seeds], answers(6, 6)
-    for _ in tqdm(range(steps), "pretraining", leave=False, delay=1, disable=not watched()):
-        drawn = [draw(pool, 1, classes, 6, 3, 6, own) for own in streams]
-        x = torch.cat([torch.cat([task.support, task.query], dim=1) for task in drawn])
-        said = run(net, models, x, shared=False, training=True)
-        logits = prototype_logits(said[:, :18], said[:, 18:], 6)
+    check_list("seeds", seeds)
+    whole_number("steps", steps, least=1)
+    ways, shots, queries = 6, 3, 6
+    models = stack.chain([stack.init(net, 1, seed, device) for seed in seeds])
+    for tensor in models.values():
+        tensor.requires_grad_()
+    opt = torch.optim.Adam(models.values(), lr)
+    generators = {seed: stream(seed, "pretraining") for seed in seeds}
+    labels = way_labels(ways, queries).to(device).repeat(len(seeds))
+    for _ in tqdm(range(steps), "pretraining", leave=False, delay=1, disable=not is_watched()):
+        drawn = draw_by_seed(pool, classes, generators, seeds, tasks=1, ways=ways, shots=shots, queries=queries)
+        examples = torch.cat([drawn.support[:, 0], drawn.query[:, 0]], dim=1)
+        features = stack.apply(net, models, stack.place(examples, models), shared=False, training=True)
+        logits = prototype_logits(features[:, : ways * shots], features[:, ways * shots :], ways)
+        loss = cross_entropy(logits.flatten(0, 1), labels) * len(seeds)  # the sum over runs of each run's mean
         opt.zero_grad()
-        (cross_entropy(logits.flatten(0, 1), y.repeat(len(seeds))) * len(seeds)).backward()
+        loss.backward()
         opt.step()
-    return {name: tensor.detach() for name, tensor in models.items()}
+    return stack.map(Tensor.detach, models)
+
+
+class _LowRank(NamedTuple):
+    """What is added to the matrices of a stack, W + B A, W [models, out, in].
+
+    a: A [models, rank, in] · b: B [models, out, rank]
+    """
+
+    a: Stack
+    b: Stack
 
 
 def tuned_accuracy(
-    net: nn.Module, models: Stack, tasks: Tasks, ways: int, *, steps: int, lr: float, rank: int | None = None
+    net: nn.Module, models: Stack, tasks: Tasks, *, ways: int, steps: int, lr: float, rank: int | None = None
 ) -> Float[Tensor, " K"]:
     """Accuracy of K runs on T tasks each, after `steps` of Adam on every task's own support, all tasks at once.
 
-    models: the one that each task starts from, [K, T], see `episodes.spread`
+    models: the one that each task starts from, [K, T], see `smat.one_per_task`
     rank: None tunes all weights; otherwise every matrix W [out, in] becomes W + B A (Hu et al. 2022), with A [rank, in]
     drawn small and B [out, rank] starting at 0, and nothing else moves. Prototypes are of the support all the while.
     """
-    if steps < 1 or (rank is not None and rank < 1):
-        raise ParameterError(f"steps = {steps}, rank = {rank}: expected 1 or more.")
-    count = len(tasks.support)
-    start = flat(models)
-    support, query = tasks.support.flatten(0, 1), tasks.query.flatten(0, 1)
-    learnt = {name: torch.zeros_like(t) for name, t in start.items()} if rank is None else _factors(start, rank)
-    opt = torch.optim.Adam([tensor.requires_grad_() for tensor in learnt.values()], lr)
-    y = answers(ways, support.shape[1] // ways).to(support.device)
+    whole_number("steps", steps, least=1)
+    tasks = place_tasks(tasks, models)
+    start = stack.flat(models)
+    support = tasks.support.flatten(0, 1)
+    query = tasks.query.flatten(0, 1)
+    change = stack.map(torch.zeros_like, start) if rank is None else _low_rank(start, rank)
+    learnt = list(change.values()) if rank is None else [*change.a.values(), *change.b.values()]
+    for tensor in learnt:
+        tensor.requires_grad_()
+    opt = torch.optim.Adam(learnt, lr)
+    shots = support.shape[1] // ways
+    labels = way_labels(ways, shots).to(support.device).repeat(len(support))
     for _ in range(steps):
-        said = run(net, _changed(start, learnt, rank), support, shared=False, training=True)
-        logits = prototype_logits(said, said, ways)
-        loss = cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="sum") / len(y)
+        features = stack.apply(net, _changed(start, change), support, shared=False, training=True)
+        logits = prototype_logits(features, features, ways)
+        loss = cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / (ways * shots)
         opt.zero_grad()
         loss.backward()
         opt.step()
     with torch.no_grad():
-        models = _changed(start, learnt, rank)
-        said, asked = (run(net, models, x, shared=False, training=True) for x in (support, query))
-        right = prototype_logits(said, asked, ways).argmax(dim=-1) == answers(ways, query.shape[1] // ways).to(y)
-    return right.float().view(count, -1).mean(dim=1)
+        tuned = _changed(start, change)
+        of_support = stack.apply(net, tuned, support, shared=False, training=True)
+        of_query = stack.apply(net, tuned, query, shared=False, training=True)
+        logits = prototype_logits(of_support, of_query, ways)
+    return run_accuracy(logits.unflatten(0, tasks.support.shape[:2]))
 
 
-def _factors(start: Stack, rank: int) -> dict[str, Tensor]:
-    """A and B of every matrix; A is the same for all, drawn from a generator of its own."""
-    own, made = stream(0, "LoRA"), {}
-    for name, tensor in start.items():
-        if tensor.ndim == 3:
-            a = torch.randn(rank, tensor.shape[2], generator=own).to(tensor) / tensor.shape[2] ** 0.5
-            made[f"A {name}"] = a.repeat(len(tensor), 1, 1)
-            made[f"B {name}"] = tensor.new_zeros(len(tensor), tensor.shape[1], rank)
-    return made
+def _low_rank(start: Stack, rank: int) -> _LowRank:
+    """A and B of every matrix of a stack; A is the same for all its models, drawn from a stream of its own."""
+    whole_number("rank", rank, least=1)
+    generator = stream(0, "LoRA")
+
+    def drawn(matrix: Tensor) -> Tensor:
+        inputs = matrix.shape[2]
+        a = torch.randn(rank, inputs, generator=generator).to(matrix) / inputs**0.5
+        return a.repeat(len(matrix), 1, 1)
+
+    matrices = _matrices(start)
+    zeros = stack.map(lambda matrix: matrix.new_zeros(len(matrix), matrix.shape[1], rank), matrices)
+    return _LowRank(a=stack.map(drawn, matrices), b=zeros)
 
 
-def _changed(start: Stack, learnt: dict[str, Tensor], rank: int | None) -> Stack:
-    if rank is None:
-        return {name: tensor + learnt[name] for name, tensor in start.items()}
-    low = {name: learnt[f"B {name}"] @ learnt[f"A {name}"] for name in start if f"A {name}" in learnt}
-    return {name: tensor + low[name] if name in low else tensor for name, tensor in start.items()}
+def _matrices(models: Stack) -> Stack:
+    return {name: tensor for name, tensor in models.items() if tensor.ndim == 3}
+
+
+def _changed(start: Stack, change: Stack | _LowRank) -> Stack:
+    if isinstance(change, _LowRank):
+        products = stack.map(torch.matmul, change.b, change.a)
+        return start | stack.map(torch.add, _matrices(start), products)
+    return stack.map(torch.add, start, change)

@@ -1,59 +1,88 @@
 """Sparse interpolated experts: one shared change of a pretrained net, a mask of gates an expert, a router's keys.
 
-theta_i = theta_pre + sum_m alpha_im (z_m * theta_delta) (SMAT, Chen et al. 2024). `smat` trains them, and passes these
-names on: write `smat.interpolate`.
+theta_i = theta_pre + sum_m alpha_im (z_m * theta_delta) (SMAT, Chen et al. 2024): the model of task i is the pretrained
+one plus a change, of which every expert m lets some weights through, mixed by the router's alpha.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from paramarket.base import stream
-from paramarket.errors import ParameterError
+from paramarket import stack
+from paramarket.base import stream, whole_number
+from paramarket.errors import ParameterError, unknown
 from paramarket.smat.gates import HardConcrete
-from paramarket.stack import Stack, mix
+from paramarket.smat.settings import check_list, check_seeds
+from paramarket.stack import Stack
 
 LAW = HardConcrete()
+OPEN, CLOSED = 9.0, -9.0  # log alpha of a gate set by hand, where its median is exactly 1 or 0
+MASKS = ("learnt", "open", "random", "last layer")  # see `fixed_masks`
 
 
 class SparseExperts(NamedTuple):
-    """K runs of M experts each. delta: theta_delta, a stack [K] · gates: log alpha of every weight, a stack [K, M]
-    keys [K, M, features]: the router's, one an expert
+    """K runs of M experts each.
+
+    delta: theta_delta, the shared change, a stack [K] · gates: log alpha of z_m, one gate a weight and expert, a stack
+    [K, M] · keys [K, M, features]: the router's, one an expert
     """
 
     delta: Stack
     gates: Stack
     keys: Float[Tensor, "K M features"]
 
+    def take(self, index: Any) -> "SparseExperts":
+        """The experts of some of the runs, like `stack.take`: a slice, list or mask keeps the axis."""
+        return SparseExperts(stack.take(self.delta, index), stack.take(self.gates, index), self.keys[index])
 
-def experts_of(pretrained: Stack, experts: int, features: int, seeds: Sequence[int]) -> SparseExperts:
+    def copy(self) -> "SparseExperts":
+        """The same numbers in memory of their own, without a gradient."""
+        return SparseExperts(stack.copy(self.delta), stack.copy(self.gates), self.keys.detach().clone())
+
+
+def experts_of(pretrained: Stack, *, experts: int, features: int, seeds: Sequence[int]) -> SparseExperts:
     """Experts at their start: no change, gates half open at random (standard deviation .71), keys near 0.
 
+    experts: how many in every run (M) · features: how many numbers the net says of an image
     seeds: one a run; runs of one seed start alike
     """
-    copies = len(next(iter(pretrained.values())))
-    if experts < 1 or len(seeds) != copies:
-        raise ParameterError(f"experts = {experts}, {len(seeds)} seeds: expected one expert or more, {copies} seeds.")
-    streams = [stream(seed, "experts") for seed in seeds]
-    delta = {name: torch.zeros_like(tensor) for name, tensor in pretrained.items()}
+    whole_number("experts", experts, least=1)
+    whole_number("features", features, least=1)
+    check_seeds(seeds, stack.count(pretrained))
+    generators = [stream(seed, "experts") for seed in seeds]
 
     def drawn(shape: Sequence[int], scale: float) -> Tensor:
-        return torch.stack([scale * torch.randn(experts, *shape, generator=own) for own in streams])
+        runs = [scale * torch.randn(experts, *shape, generator=generator) for generator in generators]
+        return stack.place(torch.stack(runs), pretrained)
 
-    gates = {name: drawn(tensor.shape[1:], 0.5**0.5).to(tensor) for name, tensor in pretrained.items()}
-    return SparseExperts(delta, gates, drawn([features], 0.05).to(next(iter(delta.values()))))
+    return SparseExperts(
+        delta=stack.map(torch.zeros_like, pretrained),
+        gates=stack.map(lambda tensor: drawn(tensor.shape[1:], 0.5**0.5), pretrained),
+        keys=drawn([features], 0.05),
+    )
 
 
 def interpolate(pretrained: Stack, experts: SparseExperts, alpha: Float[Tensor, "K T M"]) -> Stack:
-    """The models of T tasks for each run, [K, T]: pretrained + (sum_m alpha_m z_m) * delta, gates at their median."""
-    blend = mix(alpha, {name: LAW.median(gate) for name, gate in experts.gates.items()})
-    return {
-        name: tensor.unsqueeze(1) + blend[name] * experts.delta[name].unsqueeze(1)
-        for name, tensor in pretrained.items()
-    }
+    """The models of T tasks for each run, [K, T]: pretrained + (sum_m alpha_m z_m) * delta, gates at their median.
+
+    >>> import torch
+    >>> from paramarket import smat, stack
+    >>> pretrained = stack.init(stack.mlp(4, [3], 2), copies=5, seed=0)
+    >>> experts = smat.experts_of(pretrained, experts=3, features=2, seeds=range(5))
+    >>> models = smat.interpolate(pretrained, experts, torch.full((5, 7, 3), 1 / 3))
+    >>> tuple(models["1.weight"].shape)  # 5 runs, 7 tasks
+    (5, 7, 3, 4)
+    """
+    masks = stack.mix(alpha, stack.map(LAW.median, experts.gates))
+
+    def changed(weight: Tensor, mask: Tensor, delta: Tensor) -> Tensor:
+        return weight.unsqueeze(1) + mask * delta.unsqueeze(1)
+
+    return stack.map(changed, pretrained, masks, experts.delta)
 
 
 def route(keys: Float[Tensor, "K M features"], support: Float[Tensor, "K T s features"]) -> Float[Tensor, "K T M"]:
@@ -61,65 +90,106 @@ def route(keys: Float[Tensor, "K M features"], support: Float[Tensor, "K T s fea
 
     The mean is blind to the order of classes and examples. (The authors attend from the first class's prototype.)
     """
-    e = support.mean(dim=2)
-    scores = (e / e.norm(dim=-1, keepdim=True).clamp_min(1e-8) * e.shape[-1] ** 0.5 @ keys.mT).sigmoid()
+    mean = support.mean(dim=2)
+    length = mean.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    e = mean / length * mean.shape[-1] ** 0.5
+    scores = (e @ keys.mT).sigmoid()
     return scores / (scores.sum(dim=-1, keepdim=True) + 1e-8)
 
 
-def opened(gates: Stack) -> Bool[Tensor, "K M weights"]:
+def open_gates(gates: Stack) -> Bool[Tensor, "K M weights"]:
     """Which gates are not 0 at their median, all weights of the net in one row."""
-    return torch.cat([(LAW.median(gate) > 0).flatten(2) for gate in gates.values()], dim=2)
+    return LAW.median(stack.vectors(gates, axes=2)) > 0
 
 
-def sparsity(gates: Stack) -> tuple[Float[Tensor, "K M"], Float[Tensor, "K M"], Float[Tensor, " K"]]:
-    """By expert, over the whole net: the share of gates that are 0 at their median, the share expected to be 0 by the
-    law; and the share that is 0 in all experts at once."""
-    closed = (~opened(gates)).float()
-    expected = torch.cat([1 - LAW.nonzero(gate).flatten(2) for gate in gates.values()], dim=2)
-    return closed.mean(dim=2), expected.mean(dim=2), closed.amin(dim=1).mean(dim=1)
+def closed_share(gates: Stack) -> Float[Tensor, "K M"]:
+    """The share of an expert's gates that are 0 at their median, over the whole net."""
+    return (~open_gates(gates)).float().mean(dim=2)
 
 
-def held(experts: SparseExperts, how: Sequence[str], density: float) -> SparseExperts:
-    """Experts with the gates of some runs set by hand, to be kept from learning (`Aims.learn`).
+def expected_closed_share(gates: Stack) -> Float[Tensor, "K M"]:
+    """The share of an expert's gates that is 0 in expectation, by their law; with a gradient."""
+    return (1 - LAW.nonzero(stack.vectors(gates, axes=2))).mean(dim=2)
 
-    how, a run: "learnt": as they are · "open": all open, dense tuning · "random": that share of all weights, drawn anew
-    for every expert · "last layer": as many, but in the last layer alone
+
+class Sparsity(NamedTuple):
+    """How sparse K runs of M experts are, over the whole net; on the CPU.
+
+    closed: the share of an expert's gates that are 0 at their median · expected: the share that is 0 on average, by
+        their law
+    merged: the share of weights whose gates are 0 in all experts of a run at once
     """
-    last, names = list(experts.gates)[-2:], list(experts.gates)
+
+    closed: Float[Tensor, "K M"]
+    expected: Float[Tensor, "K M"]
+    merged: Float[Tensor, " K"]
+
+
+@torch.no_grad()
+def sparsity(gates: Stack) -> Sparsity:
+    """How sparse the experts with these gates, a stack [K, M], are: see `Sparsity`."""
+    merged = (~open_gates(gates)).all(dim=1).float().mean(dim=1)
+    return Sparsity(closed_share(gates).cpu(), expected_closed_share(gates).cpu(), merged.cpu())
+
+
+def fixed_masks(experts: SparseExperts, kinds: Sequence[str], *, density: float, seeds: Sequence[int]) -> SparseExperts:
+    """Experts with the gates of some runs set by hand, to be kept from learning (`Aims.learn_gates`).
+
+    kinds, one a run: "learnt": as they are · "open": all open, dense tuning · "random": a share `density` of all
+        weights, drawn anew for every expert · "last layer": as many, but in the last layer alone
+    seeds: one a run; what is drawn hangs on a run's seed alone, so runs of one seed and kind get the same masks
+    """
+    _check_masks(kinds, density, stack.count(experts.gates))
+    check_seeds(seeds, stack.count(experts.gates))
+    last = stack.layers(experts.gates)[-1]
     total = sum(gate[0, 0].numel() for gate in experts.gates.values())
-    inside = sum(experts.gates[name][0, 0].numel() for name in last)
-    chances = {
-        "open": (1.0, 1.0),
-        "random": (density, density),
-        "last layer": (0.0, min(1.0, density * total / inside)),
-    }
-    gates = {name: gate.clone() for name, gate in experts.gates.items()}
-    for k, kind in enumerate(how):
-        for name in names if kind != "learnt" else []:
-            chance = chances[kind][name in last]
-            drawn = torch.rand(gates[name][k].shape, generator=stream(k, "held", name)).to(gates[name])
-            gates[name][k] = torch.where(drawn < chance, 9.0, -9.0)
+    in_last = sum(gate[0, 0].numel() for name, gate in experts.gates.items() if stack.layer_of(name) == last)
+    chances_in_last = {"open": 1.0, "random": density, "last layer": min(1.0, density * total / in_last)}
+    chances_elsewhere = {"open": 1.0, "random": density, "last layer": 0.0}
+    gates = stack.copy(experts.gates)
+    for run, (kind, seed) in enumerate(zip(kinds, seeds, strict=True)):
+        if kind == "learnt":
+            continue
+        for name, gate in gates.items():
+            chances = chances_in_last if stack.layer_of(name) == last else chances_elsewhere
+            drawn = torch.rand(gate[run].shape, generator=stream(seed, "masks", name))
+            gate[run] = torch.where(drawn < chances[kind], OPEN, CLOSED).to(gate)
     return experts._replace(gates=gates)
+
+
+def _check_masks(kinds: Sequence[str], density: float, runs: int) -> None:
+    check_list("kinds", kinds)
+    if len(kinds) != runs:
+        raise ParameterError(f"kinds: {len(kinds)} given, expected one for each of the {runs} runs.")
+    for kind in kinds:
+        if kind not in MASKS:
+            raise ParameterError(unknown("kind of mask", kind, MASKS))
+    if not 0 <= density <= 1:
+        raise ParameterError(f"density = {density}: expected a share from 0 to 1.")
 
 
 def overlap(one: Stack, other: Stack) -> Float[Tensor, "K M N"]:
     """Of the gates open in either of two masks, the share open in both, for every mask of one with every mask of other.
 
-    Only masks over the same pretrained net can be compared. Chance: d / (2 - d) for a density of d.
+    Only masks over the same pretrained net can be compared. Chance: d / (2 - d) for a density of d. On the CPU.
     """
-    a, b = (opened(gates).float() for gates in (one, other))
+    a = open_gates(one).float()
+    b = open_gates(other).to(a)
     both = a @ b.mT
-    return both / (a.sum(dim=2).unsqueeze(2) + b.sum(dim=2).unsqueeze(1) - both).clamp_min(1)
+    either = a.sum(dim=2).unsqueeze(2) + b.sum(dim=2).unsqueeze(1) - both
+    return (both / either.clamp_min(1)).cpu()
 
 
-def stored(gates: Stack) -> dict[str, tuple[float, float]]:
-    """What experts take to store or send, {what: (numbers, kB)}, mean over runs: 4 bytes a number, a bit a place.
+def storage(gates: Stack) -> pd.DataFrame:
+    """What experts take to store or send, mean over runs: a row each for one expert, all experts and their mixture.
 
-    An expert alone, or a mixture, is what it adds to each weight it changes; all together are the shared change, and
-    every expert's open gates.
+    Columns: numbers, kB (4 bytes a number, and a bit a weight for every mask). An expert alone, or a mixture, is what
+    it adds to each weight it changes; all together are the shared change, and every expert's open gates.
     """
-    changed = opened(gates).float()
-    size, (runs, experts, _) = changed.shape[2], changed.shape
-    every, either = changed.sum().item() / runs, changed.amax(dim=1).sum().item() / runs
-    parts = {"one expert": (every / experts, 1), "all experts": (either + every, experts), "their mixture": (either, 1)}
-    return {what: (numbers, (4 * numbers + masks * size / 8) / 1000) for what, (numbers, masks) in parts.items()}
+    opened = open_gates(gates).float().cpu()
+    runs, experts, size = opened.shape
+    every = opened.sum().item() / runs
+    either = opened.amax(dim=1).sum().item() / runs
+    numbers = pd.Series({"one expert": every / experts, "all experts": either + every, "their mixture": either})
+    masks = pd.Series({"one expert": 1, "all experts": experts, "their mixture": 1})
+    return pd.DataFrame({"numbers": numbers, "kB": (4 * numbers + masks * size / 8) / 1000})

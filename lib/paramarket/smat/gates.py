@@ -1,6 +1,6 @@
 """Hard-concrete gates: random switches between 0 and 1, often exactly 0 or 1, that can be trained (Louizos 2018).
 
-A gate is one number, log alpha: far below 0 it is off, far above it is on. `smat` gates single weights with them.
+A gate is one number, log alpha: far below 0 it is off, far above it is on. Here each gates a single weight.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,16 @@ class HardConcrete(NamedTuple):
 
     u is uniform on [0, 1], the numbers are the usual ones (Louizos, Welling, Kingma 2018, eq. 10-12). The authors of
     SMAT draw no u, but take 1/2: see `median`.
+
+    >>> import torch
+    >>> from paramarket import smat
+    >>> law, log_alpha = smat.HardConcrete(), torch.tensor([-4.0, 0.0, 4.0])
+    >>> law.nonzero(log_alpha)  # the chance that a gate is not closed
+    tensor([0.0831, 0.8318, 0.9963])
+    >>> law.one(log_alpha)  # the chance that it is fully open
+    tensor([0.0037, 0.1682, 0.9169])
+    >>> law.median(log_alpha)
+    tensor([0.0000, 0.5000, 1.0000])
     """
 
     temperature: float = 2 / 3
@@ -25,7 +35,10 @@ class HardConcrete(NamedTuple):
     high: float = 1.1
 
     def sample(self, log_alpha: Float[Tensor, "*gates"], generator: Generator) -> Float[Tensor, "*gates"]:
-        """Gates drawn anew; gradients flow to log alpha wherever a gate is neither 0 nor 1."""
+        """Gates drawn anew; gradients flow to log alpha wherever a gate is neither 0 nor 1.
+
+        u comes from a generator of the CPU, wherever the gates are: the same numbers on every device
+        """
         u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(log_alpha)
         return self._stretched((u.logit() + log_alpha) / self.temperature)
 
@@ -49,22 +62,32 @@ class HardConcrete(NamedTuple):
 
     def mean(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
         """E[z], the integral of P(z > t) over t from 0 to 1, by Gauss-Legendre on 32 nodes (error below 1e-6)."""
-        nodes, weights = (torch.as_tensor(each).to(log_alpha) / 2 for each in np.polynomial.legendre.leggauss(32))
-        odds = ((nodes + 0.5 - self.low) / (self.high - nodes - 0.5)).log()
-        return (log_alpha.unsqueeze(-1) - self.temperature * odds).sigmoid() @ weights
+        nodes, weights = np.polynomial.legendre.leggauss(32)  # on [-1, 1]
+        t = torch.as_tensor(nodes).to(log_alpha) / 2 + 0.5
+        share = torch.as_tensor(weights).to(log_alpha) / 2
+        odds = ((t - self.low) / (self.high - t)).log()
+        return (log_alpha.unsqueeze(-1) - self.temperature * odds).sigmoid() @ share
 
 
-def raised(
+def dual_ascent_step(
     multiplier: Float[Tensor, "*experts"],
     sparsity: Float[Tensor, "*experts"],
-    target: Float[Tensor, "..."],
+    target: Float[Tensor, ""] | Float[Tensor, " K"],
     rate: float,
 ) -> Float[Tensor, "*experts"]:
-    """Lagrange multipliers after a step of dual ascent on sparsity ≥ target: up by the violation, 0 once it is met.
+    """Lagrange multipliers (lambda) after a step of dual ascent on sparsity ≥ target: up by the violation, 0 once met.
 
     Restarting at 0 keeps a constraint that is met from going on to push (Gallego-Posada et al. 2022, section 4.1).
-    target: one for all, or one each
+    target: tau, one for all, or one for each row of multipliers. Raises ParameterError for one outside [0, 1).
     """
-    if not ((target >= 0) & (target < 1)).all():
-        raise ParameterError(f"target = {target.tolist()}, expected a sparsity from 0 up to, but not including, 1.")
+    check_sparsity("target", target)
+    target = target.to(multiplier)
+    if target.ndim == 1:
+        target = target.view(-1, *[1] * (multiplier.ndim - 1))
     return torch.where(sparsity >= target, 0.0, multiplier + rate * (target - sparsity))
+
+
+def check_sparsity(name: str, target: Tensor) -> None:
+    """Raises ParameterError unless all numbers are a share of gates that can be closed."""
+    if not ((target >= 0) & (target < 1)).all():
+        raise ParameterError(f"{name} = {target.tolist()}: expected numbers in [0, 1).")

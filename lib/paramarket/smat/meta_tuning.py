@@ -6,78 +6,69 @@ Undone in one step: with a delta of 0, or alpha of 0, a task's net is the pretra
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from paramarket.base import stream, watched
+from paramarket import stack
+from paramarket.base import is_watched, stream, whole_number
 from paramarket.errors import ParameterError
-from paramarket.smat.experts import SparseExperts, experts_of, held, interpolate, overlap, route, sparsity, stored
-from paramarket.smat.gates import HardConcrete, raised
-from paramarket.smat.tasks import Pool, Tasks, answers, draw, said, solve, spread, task_losses
-from paramarket.stack import Stack, check
-
-__all__ = ["Aims", "HardConcrete", "SparseExperts", "Tuned", "experts_of", "interpolate", "judge", "meta_tune", "route"]
-__all__ += ["asked", "fresh_tasks", "held", "overlap", "sparsity", "stored", "task_models"]
+from paramarket.smat.experts import (
+    SparseExperts,
+    closed_share,
+    expected_closed_share,
+    interpolate,
+    route,
+    sparsity,
+)
+from paramarket.smat.gates import check_sparsity, dual_ascent_step
+from paramarket.smat.settings import check_seeds
+from paramarket.smat.tasks import (
+    TaskPool,
+    Tasks,
+    draw_by_seed,
+    one_per_task,
+    place_tasks,
+    run_accuracy,
+    task_features,
+    task_logits,
+    task_losses,
+)
+from paramarket.stack import Stack
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step
 
 
 class Aims(NamedTuple):
-    """What each of K runs is after. sparsity: at least that share of gates closed, in every expert (tau) · pretrained,
-    teacher: weight of distillation from the pretrained net, from the dense teacher · learn: whether gates are trained
-    support: learning rate of a task's own step on its support before its queries are answered, 0 for none
+    """What each of K runs is after: settings, to be kept on the CPU wherever the models are.
+
+    sparsity: tau, at least that share of gates closed in every expert
+    pretrained_teacher, dense_teacher: weight of distillation from the pretrained net; from a dense copy of the task's
+        own net, one step ahead on the very queries
+    learn_gates: whether gates are trained
+    support_rate: learning rate of a task's own step on its support before its queries are answered, 0 for none
     """
 
     sparsity: Float[Tensor, " K"]
-    pretrained: Float[Tensor, " K"]
-    teacher: Float[Tensor, " K"]
-    learn: Bool[Tensor, " K"]
-    support: Float[Tensor, " K"]
+    pretrained_teacher: Float[Tensor, " K"]
+    dense_teacher: Float[Tensor, " K"]
+    learn_gates: Bool[Tensor, " K"]
+    support_rate: Float[Tensor, " K"]
 
 
 class Tuned(NamedTuple):
-    """experts, and history: one row a look, run and expert: step, run, expert, loss (query cross-entropy, nats), alpha
-    (mean over the step's tasks), sparsity (share of gates that are 0), expected (by its law), multiplier, merged (share
-    that is 0 in all experts)
+    """experts, and history: one row a recorded step, run and expert.
+
+    Columns: step, run, expert, loss (query cross-entropy, nats), alpha (mean over the step's tasks), sparsity (share of
+    gates that are 0), expected (by their law), multiplier (lambda), merged (share that is 0 in all experts)
     """
 
     experts: SparseExperts
     history: pd.DataFrame
-
-
-def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
-    """What the router makes of the examples, seen through the pretrained nets, which take no gradient."""
-    with torch.no_grad():
-        seen = said(net, before, tasks.support)
-    return route(experts.keys, seen)
-
-
-def _drawn(pool: Pool, streams: dict[int, torch.Generator], seeds: Sequence[int], *how: object) -> Tasks:
-    """Tasks [K, T, ...]; runs of one seed get the same ones."""
-    own = {seed: draw(pool, *how, generator) for seed, generator in streams.items()}
-    return Tasks(*(torch.stack([own[seed][k] for seed in seeds]) for k in range(3)))
-
-
-def _distance(teacher: Tensor, logits: Tensor) -> Float[Tensor, " K"]:
-    """T² KL(teacher || student) at temperature 2, mean over tasks and queries (Hinton et al. 2015)."""
-    told, said = ((each / 2).log_softmax(dim=-1) for each in (teacher, logits))
-    return 4 * (told.exp() * (told - said)).sum(dim=-1).flatten(1).mean(dim=1)
-
-
-def _descended(net: nn.Module, models: Stack, tasks: Tasks, ways: int, rate: Tensor) -> Stack:
-    """Each task's model after one step of gradient descent on its queries, all weights free, at its run's rate.
-
-    First-order: gradients pass to `models` as if the step did not depend on them.
-    """
-    free = {name: tensor.detach().requires_grad_() for name, tensor in models.items()}
-    slopes = torch.autograd.grad(task_losses(solve(net, free, tasks, ways)).sum(), list(free.values()))
-    return {
-        n: models[n] - rate.view(-1, *[1] * (slope.ndim - 1)) * slope for n, slope in zip(free, slopes, strict=True)
-    }
 
 
 def meta_tune(
@@ -85,7 +76,7 @@ def meta_tune(
     pretrained: Stack,
     start: SparseExperts,
     aims: Aims,
-    pool: Pool,
+    pool: TaskPool,
     classes: Sequence[int],
     *,
     seeds: Sequence[int],
@@ -99,132 +90,204 @@ def meta_tune(
     key_lr: float = 0.01,
     dual_lr: float = 0.02,
     distil: float = 0.25,
-    look: int = 20,
+    record_every: int = 20,
 ) -> Tuned:
     """Train delta, gates and keys of K runs on tasks of the pool, all at once; the pretrained nets stay as they are.
 
     Loss of a run: (1 - distil) cross-entropy of the queries + distil (the aims' distances) + sum_m lambda_m (tau - 1 +
     expected share of open gates), where lambda rises with tau - closed share, and restarts at 0 once that is met. The
     first factor is 1 where nothing is distilled. Adam throughout; lambda is not weighed by alpha.
-    Raises ParameterError for a sparsity outside [0, 1), and for what `episodes.draw` refuses.
+    Raises ParameterError for aims or seeds that are not one a run, for a sparsity outside [0, 1), and for what
+    `smat.draw_tasks` refuses.
     """
-    if not ((aims.sparsity >= 0) & (aims.sparsity < 1)).all() or check(net, pretrained) != len(seeds):
-        raise ParameterError(f"sparsity = {aims.sparsity.tolist()}, expected numbers in [0, 1), for {len(seeds)} runs.")
-    delta, gates = ({name: v.clone().requires_grad_() for name, v in part.items()} for part in start[:2])
-    experts = SparseExperts(delta, gates, start.keys.clone().requires_grad_())
-    groups = zip((experts.delta.values(), experts.gates.values(), [experts.keys]), (lr, gate_lr, key_lr), strict=True)
-    opt = torch.optim.Adam([{"params": list(params), "lr": rate} for params, rate in groups])
-    streams, rows = {seed: stream(seed, "meta-tuning") for seed in seeds}, []
+    runs = stack.check(net, pretrained)
+    _check_aims(aims, runs)
+    check_seeds(seeds, runs)
+    whole_number("steps", steps, least=1)
+    whole_number("record_every", record_every, least=1)
+
+    experts = start.copy()
+    delta = list(experts.delta.values())
+    gates = list(experts.gates.values())
+    for tensor in [*delta, *gates, experts.keys]:
+        tensor.requires_grad_()
+    opt = torch.optim.Adam(
+        [
+            {"params": delta, "lr": lr},
+            {"params": gates, "lr": gate_lr},
+            {"params": [experts.keys], "lr": key_lr},
+        ]
+    )
+
+    generators = {seed: stream(seed, "meta-tuning") for seed in seeds}
+    target = stack.place(aims.sparsity, pretrained).unsqueeze(1)
     multiplier = torch.zeros_like(experts.keys[..., 0]).detach()
-    for step in tqdm(range(steps), f"meta-tuning {len(seeds)} runs", leave=False, delay=1, disable=not watched()):
-        drawn = _drawn(pool, streams, seeds, tasks, classes, ways, shots, queries)
-        loss, told, alpha = _loss(net, pretrained, experts, aims, drawn, ways, distil)
-        _, expected, _ = sparsity(experts.gates)
+    history = []
+    for step in tqdm(range(steps), f"meta-tuning {runs} runs", leave=False, delay=1, disable=not is_watched()):
+        drawn = draw_by_seed(pool, classes, generators, seeds, tasks=tasks, ways=ways, shots=shots, queries=queries)
+        losses = _losses(net, pretrained, experts, aims, place_tasks(drawn, pretrained), ways, distil)
+        constraint = multiplier * (target - expected_closed_share(experts.gates))
         opt.zero_grad()
-        (loss + (multiplier * (aims.sparsity.unsqueeze(1) - expected)).sum(dim=1)).sum().backward()
-        multiplier = _stepped(opt, experts, aims, multiplier, dual_lr)
-        if step % look == 0 or step + 1 == steps:
-            rows.append(_rows(step, told, alpha, experts, multiplier))
-    done = SparseExperts(*({k: v.detach() for k, v in part.items()} for part in experts[:2]), experts.keys.detach())
-    return Tuned(done, pd.concat(rows, ignore_index=True))
+        (losses.total + constraint.sum(dim=1)).sum().backward()
+        _step_weights(opt, experts.gates, aims.learn_gates)
+        multiplier = _step_multiplier(multiplier, experts.gates, aims, dual_lr)
+        if step % record_every == 0 or step + 1 == steps:
+            history.append(_history_rows(step + 1, losses, multiplier, experts.gates))
+    return Tuned(experts.copy(), pd.concat(history, ignore_index=True))
 
 
-def _loss(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, aims: Aims, drawn: Tasks, ways: int, distil: float
-) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K M"]]:
-    """Loss of every run without its constraint, the cross-entropy of its queries, its mean alpha."""
-    before = spread(pretrained, drawn)
-    with torch.no_grad():
-        unchanged = solve(net, before, drawn, ways)
-    alpha = _alpha(net, before, experts, drawn)
+def _check_aims(aims: Aims, runs: int) -> None:
+    for name, numbers in aims._asdict().items():
+        if not isinstance(numbers, Tensor) or numbers.shape != (runs,):
+            given = tuple(numbers.shape) if isinstance(numbers, Tensor) else repr(numbers)
+            raise ParameterError(f"aims.{name} is {given}: expected a tensor of {runs} numbers, one a run.")
+    if aims.learn_gates.dtype != torch.bool:
+        raise ParameterError(f"aims.learn_gates is of {aims.learn_gates.dtype}: expected true or false.")
+    check_sparsity("aims.sparsity", aims.sparsity)
+
+
+class _Losses(NamedTuple):
+    """One step of K runs: the loss without its constraint, the queries' cross-entropy in it, and the mean alpha."""
+
+    total: Float[Tensor, " K"]
+    queries: Float[Tensor, " K"]
+    alpha: Float[Tensor, "K M"]
+
+
+def _losses(
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, aims: Aims, tasks: Tasks, ways: int, distil: float
+) -> _Losses:
+    """What a step costs: each task's net is mixed, may take a step on its support, and answers its queries."""
+    before = one_per_task(pretrained, tasks)
+    alpha = _alpha(net, before, experts, tasks)
     models = interpolate(pretrained, experts, alpha)
-    if aims.support.any():
-        models = _descended(net, models, drawn._replace(query=drawn.support), ways, aims.support)
-    logits = solve(net, models, drawn, ways)
-    told = task_losses(logits).mean(dim=1)
-    taught = aims.pretrained * _distance(unchanged, logits)
-    if aims.teacher.any():
-        dense = _descended(net, models, drawn, ways, torch.full_like(aims.teacher, TEACHER_LR))
+    if aims.support_rate.any():
+        support_as_queries = tasks._replace(query=tasks.support)
+        models = _gradient_step(net, models, support_as_queries, ways, aims.support_rate)
+    logits = task_logits(net, models, tasks, ways=ways)
+    queries = task_losses(logits).mean(dim=1)
+    taught = aims.pretrained_teacher + aims.dense_teacher > 0
+    share = stack.place(distil * taught.float(), pretrained)
+    distance = _distance_from_teachers(net, before, models, logits, aims, tasks, ways)
+    return _Losses((1 - share) * queries + distil * distance, queries.detach(), alpha.detach().mean(dim=1))
+
+
+def _distance_from_teachers(
+    net: nn.Module, before: Stack, models: Stack, logits: Tensor, aims: Aims, tasks: Tasks, ways: int
+) -> Float[Tensor, " K"]:
+    """How far a run's answers are from its teachers', weighed as its aims say; teachers take no gradient."""
+    with torch.no_grad():
+        unchanged = task_logits(net, before, tasks, ways=ways)
+    distance = stack.place(aims.pretrained_teacher, models) * _divergence(unchanged, logits)
+    if aims.dense_teacher.any():
+        dense = _gradient_step(net, models, tasks, ways, torch.full_like(aims.dense_teacher, TEACHER_LR))
         with torch.no_grad():
-            answered = solve(net, dense, drawn, ways)
-        taught = taught + aims.teacher * _distance(answered, logits)
-    share = distil * ((aims.pretrained + aims.teacher) > 0).float()
-    return (1 - share) * told + distil * taught, told.detach(), alpha.detach().mean(dim=1)
+            answers = task_logits(net, dense, tasks, ways=ways)
+        distance = distance + stack.place(aims.dense_teacher, models) * _divergence(answers, logits)
+    return distance
+
+
+def _divergence(teacher: Float[Tensor, "K T q ways"], student: Float[Tensor, "K T q ways"]) -> Float[Tensor, " K"]:
+    """T² KL(teacher || student) at temperature T = 2, mean over tasks and queries (Hinton et al. 2015)."""
+    of_teacher = (teacher / 2).log_softmax(dim=-1)
+    of_student = (student / 2).log_softmax(dim=-1)
+    divergence = (of_teacher.exp() * (of_teacher - of_student)).sum(dim=-1)
+    return 4 * divergence.flatten(1).mean(dim=1)
+
+
+def _gradient_step(net: nn.Module, models: Stack, tasks: Tasks, ways: int, rate: Float[Tensor, " K"]) -> Stack:
+    """Each task's model after one step of gradient descent on its queries, all weights free, at its run's rate.
+
+    First-order: gradients pass to `models` as if the step did not depend on them.
+    """
+    free = stack.map(lambda tensor: tensor.detach().requires_grad_(), models)
+    loss = task_losses(task_logits(net, free, tasks, ways=ways)).sum()
+    slopes = dict(zip(free, torch.autograd.grad(loss, list(free.values())), strict=True))
+    rate = stack.place(rate, models)
+
+    def stepped(tensor: Tensor, slope: Tensor) -> Tensor:
+        return tensor - rate.view(-1, *[1] * (slope.ndim - 1)) * slope
+
+    return stack.map(stepped, models, slopes)
 
 
 @torch.no_grad()
-def _stepped(
-    opt: torch.optim.Optimizer, experts: SparseExperts, aims: Aims, multiplier: Tensor, rate: float
-) -> Float[Tensor, "K M"]:
-    """One step of the weights, and of the multipliers; gates that do not learn stay where they are."""
-    for gate in experts.gates.values():
-        gate.grad[~aims.learn] = 0
+def _step_weights(opt: torch.optim.Optimizer, gates: Stack, learn: Bool[Tensor, " K"]) -> None:
+    """One step of the optimiser; gates that do not learn stay where they are, the others within their bounds."""
+    learn = learn.to(stack.device(gates))
+    for gate in gates.values():
+        gate.grad[~learn] = 0
     opt.step()
-    for gate in experts.gates.values():
-        gate[aims.learn] = gate[aims.learn].clamp(-CLAMP, CLAMP)
-    closed, _, _ = sparsity(experts.gates)
-    return raised(multiplier, closed, aims.sparsity.unsqueeze(1), rate) * aims.learn.unsqueeze(1)
+    for gate in gates.values():
+        gate[learn] = gate[learn].clamp(-CLAMP, CLAMP)
 
 
 @torch.no_grad()
-def _rows(step: int, loss: Tensor, alpha: Tensor, experts: SparseExperts, multiplier: Tensor) -> pd.DataFrame:
-    """What there is to tell of every run [K] or expert [K, M], one row each."""
-    closed, expected, merged = sparsity(experts.gates)
-    told = {"loss": loss, "alpha": alpha, "sparsity": closed, "expected": expected, "multiplier": multiplier}
-    run, expert = torch.meshgrid(*map(torch.arange, alpha.shape), indexing="ij")
-    columns = {"run": run, "expert": expert} | told | {"merged": merged}
-    wide = {
-        n: (each if each.ndim == 2 else each.unsqueeze(1).expand_as(alpha)).flatten() for n, each in columns.items()
-    }
-    return pd.DataFrame({"step": step + 1, **{name: each.cpu().numpy() for name, each in wide.items()}})
+def _step_multiplier(multiplier: Float[Tensor, "K M"], gates: Stack, aims: Aims, rate: float) -> Float[Tensor, "K M"]:
+    """The multipliers after one step of dual ascent; those of gates that do not learn are 0."""
+    raised = dual_ascent_step(multiplier, closed_share(gates), aims.sparsity, rate)
+    return raised * stack.place(aims.learn_gates, gates).unsqueeze(1)
+
+
+def _history_rows(step: int, losses: _Losses, multiplier: Float[Tensor, "K M"], gates: Stack) -> pd.DataFrame:
+    """What there is to tell of a step: one row a run and expert, the runs' own numbers beside each of their experts."""
+    runs, experts = multiplier.shape
+    shares = sparsity(gates)
+    return pd.DataFrame(
+        {
+            "step": step,
+            "run": np.repeat(np.arange(runs), experts),
+            "expert": np.tile(np.arange(experts), runs),
+            "loss": losses.queries.cpu().repeat_interleave(experts),
+            "alpha": losses.alpha.cpu().flatten(),
+            "sparsity": shares.closed.flatten(),
+            "expected": shares.expected.flatten(),
+            "multiplier": multiplier.cpu().flatten(),
+            "merged": shares.merged.repeat_interleave(experts),
+        }
+    )
+
+
+def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
+    """What the router makes of the examples, seen through the pretrained nets, which take no gradient."""
+    with torch.no_grad():
+        features = task_features(net, before, tasks.support)
+    return route(experts.keys, features)
 
 
 @torch.no_grad()
 def task_models(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks) -> Stack:
     """The model that the router makes for every task of every run, a stack [K, T]."""
-    return interpolate(pretrained, experts, _alpha(net, spread(pretrained, tasks), experts, tasks))
+    alpha = _alpha(net, one_per_task(pretrained, tasks), experts, tasks)
+    return interpolate(pretrained, experts, alpha)
+
+
+class Accuracies(NamedTuple):
+    """The share of queries that K runs answer right, and the pretrained net of each on the same tasks; on the CPU."""
+
+    tuned: Float[Tensor, " K"]
+    pretrained: Float[Tensor, " K"]
 
 
 @torch.no_grad()
-def judge(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, ways: int = 4
-) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Accuracy of every run on its tasks (see `fresh_tasks`), and of its pretrained net on the same."""
-    before, y = spread(pretrained, drawn), answers(ways, drawn.query.shape[2] // ways).to(experts.keys.device)
-    models = task_models(net, pretrained, experts, drawn)
-    right = [(solve(net, each, drawn, ways).argmax(dim=-1) == y).float() for each in (models, before)]
-    return tuple(each.flatten(1).mean(dim=1) for each in right)
+def accuracies(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, *, ways: int = 4) -> Accuracies:
+    """The share of queries that every run answers right on its tasks [K, T, ...], with its experts and without.
 
-
-def fresh_tasks(
-    pool: Pool,
-    classes: Sequence[int],
-    *,
-    seeds: Sequence[int],
-    tasks: int = 60,
-    ways: int = 4,
-    shots: int = 5,
-    queries: int = 10,
-    noise: float = 0.0,
-) -> Tasks:
-    """Tasks to judge by, [K, T, ...], the same for runs of one seed.
-
-    noise: share of the examples to learn from that exchange their labels among themselves
+    tasks: see `smat.fresh_tasks` · ways: of the tasks, as they were drawn
     """
-    drawn = _drawn(pool, {s: stream(s, "judge") for s in seeds}, seeds, tasks, classes, ways, shots, queries)
-    moved = round(noise * ways * shots)
-    for k, seed in enumerate(seeds if moved > 1 else []):
-        for t in range(tasks):
-            chosen = torch.randperm(ways * shots, generator=stream(seed, "noise", t))[:moved]
-            drawn.support[k, t, chosen] = drawn.support[k, t, chosen.roll(1)]
-    return drawn
+    tasks = place_tasks(tasks, pretrained)
+    tuned = task_logits(net, task_models(net, pretrained, experts, tasks), tasks, ways=ways)
+    before = task_logits(net, one_per_task(pretrained, tasks), tasks, ways=ways)
+    return Accuracies(run_accuracy(tuned), run_accuracy(before))
 
 
 @torch.no_grad()
-def asked(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, drawn: Tasks, domains: int
+def mean_alpha_by_domain(
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, domains: int
 ) -> Float[Tensor, "K domains M"]:
-    """The mean alpha that the tasks of each domain get (0 for a domain without a task)."""
-    alpha = _alpha(net, spread(pretrained, drawn), experts, drawn)
-    member = nn.functional.one_hot(drawn.domain, domains).to(alpha)
-    return (member.mT @ alpha) / member.sum(dim=1).unsqueeze(-1).clamp_min(1)
+    """The mean alpha that the tasks of each domain get (0 for a domain without a task); on the CPU."""
+    tasks = place_tasks(tasks, pretrained)
+    alpha = _alpha(net, one_per_task(pretrained, tasks), experts, tasks)
+    member = nn.functional.one_hot(tasks.domain, domains).to(alpha)
+    counts = member.sum(dim=1).unsqueeze(-1)
+    return ((member.mT @ alpha) / counts.clamp_min(1)).cpu()

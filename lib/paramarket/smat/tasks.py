@@ -1,4 +1,7 @@
-"""Few-shot tasks: some classes of one domain, a few labelled examples of each to learn from, others to be judged on."""
+"""Few-shot tasks: some classes of one domain, a few labelled examples of each to learn from, others to be judged on.
+
+Tasks are drawn on the CPU. Whatever runs models on them moves them to where the models are.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -8,12 +11,15 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from paramarket.data import Split, seen
+from paramarket import stack
+from paramarket.base import stream, whole_number
+from paramarket.data import Split, in_domains
 from paramarket.errors import DataError, ParameterError
-from paramarket.stack import Stack, flat, run
+from paramarket.smat.settings import check_list
+from paramarket.stack import Stack
 
 
-class Pool(NamedTuple):
+class TaskPool(NamedTuple):
     """One split seen through several domains: the same images in each, so that only the domain differs.
 
     x [domains, n, ...] · places [classes, each]: where the examples of a class stand in every domain · names: domains
@@ -25,29 +31,39 @@ class Pool(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """support [tasks, ways · shots, ...], query [tasks, ways · queries, ...], way by way; domain [tasks]: which."""
+    """Few-shot tasks, [tasks] in a row or [K, T] for K runs of T tasks each.
+
+    support [..., ways · shots, ...]: examples to learn from, way by way · query [..., ways · queries, ...]: those to be
+    judged on, way by way · domain [...]: which domain of the pool a task is seen through
+    """
 
     support: Float[Tensor, "tasks support ..."]
     query: Float[Tensor, "tasks query ..."]
     domain: Int[Tensor, " tasks"]
 
 
-def pool(split: Split, domains: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> Pool:
-    """The images of a split in every domain (see `data.seen`); of every class as many as the smallest has."""
+def task_pool(split: Split, domains: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> TaskPool:
+    """The images of a split in every domain (see `data.in_domains`); of every class as many as the smallest has."""
     labels = [(split.y == label).nonzero().flatten() for label in range(int(split.y.max()) + 1)]
     each = min(map(len, labels))
     if not domains or each == 0:
         raise DataError(f"{len(domains)} domains, {each} examples of the rarest class: expected one or more of each.")
-    images = torch.stack([view.x for view in seen(split, domains, seed)])
-    return Pool(images, torch.stack([places[:each] for places in labels]), list(domains))
+    images = torch.stack([view.x for view in in_domains(split, domains, seed)])
+    places = torch.stack([label[:each] for label in labels])
+    return TaskPool(images, places, list(domains))
 
 
-def draw(
-    pool: Pool, tasks: int, classes: Sequence[int], ways: int, shots: int, queries: int, generator: Generator
+def draw_tasks(
+    pool: TaskPool, classes: Sequence[int], generator: Generator, *, tasks: int, ways: int, shots: int, queries: int
 ) -> Tasks:
-    """Tasks at random: a domain, `ways` of the classes, of each `shots` examples to learn from and `queries` others."""
+    """Tasks at random: a domain, `ways` of the classes, of each `shots` examples to learn from and `queries` others.
+
+    Raises ParameterError for classes that the pool does not have, and for more ways or examples than there are.
+    """
+    _check_classes(pool, classes)
+    whole_number("tasks", tasks, least=1)
     each = pool.places.shape[1]
-    if not 2 <= ways <= len(classes) or not set(classes) <= set(range(len(pool.places))):
+    if not 2 <= ways <= len(classes):
         raise ParameterError(
             f"ways = {ways} of the classes {list(classes)}: expected 2 or more, and no more than these."
         )
@@ -55,46 +71,137 @@ def draw(
         raise ParameterError(f"shots = {shots}, queries = {queries}: expected 1 or more, {each} in all.")
     domain = torch.randint(len(pool.x), (tasks,), generator=generator)
     chosen = torch.rand(tasks, len(classes), generator=generator).argsort(dim=1)[:, :ways]
-    own = torch.as_tensor(classes)[chosen]  # [tasks, ways]
     order = torch.rand(tasks, ways, each, generator=generator).argsort(dim=2)[..., : shots + queries]
-    x = pool.x[domain[:, None, None], pool.places[own].gather(2, order)]  # [tasks, ways, shots + queries, ...]
+    own_classes = torch.as_tensor(classes)[chosen]  # [tasks, ways]
+    places = pool.places[own_classes].gather(2, order)  # [tasks, ways, shots + queries]
+    x = pool.x[domain[:, None, None], places]
     return Tasks(x[:, :, :shots].flatten(1, 2), x[:, :, shots:].flatten(1, 2), domain)
 
 
-def answers(ways: int, each: int) -> Int[Tensor, " n"]:
-    """The ways of the examples of a task, which stand way by way."""
+def _check_classes(pool: TaskPool, classes: Sequence[int]) -> None:
+    check_list("classes", classes)
+    known = range(len(pool.places))
+    if not set(classes) <= set(known) or len(set(classes)) < len(classes):
+        raise ParameterError(f"classes = {list(classes)}: expected some of {list(known)}, each once.")
+
+
+def draw_by_seed(
+    pool: TaskPool,
+    classes: Sequence[int],
+    generators: Mapping[int, Generator],
+    seeds: Sequence[int],
+    *,
+    tasks: int,
+    ways: int,
+    shots: int,
+    queries: int,
+) -> Tasks:
+    """Tasks [K, T, ...] of K runs, from the generator of each run's seed; runs of one seed get the same ones."""
+    sizes = {"tasks": tasks, "ways": ways, "shots": shots, "queries": queries}
+    by_seed = {seed: draw_tasks(pool, classes, generator, **sizes) for seed, generator in generators.items()}
+    runs = [by_seed[seed] for seed in seeds]
+    support = torch.stack([run.support for run in runs])
+    query = torch.stack([run.query for run in runs])
+    domain = torch.stack([run.domain for run in runs])
+    return Tasks(support, query, domain)
+
+
+def fresh_tasks(
+    pool: TaskPool,
+    classes: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    tasks: int = 60,
+    ways: int = 4,
+    shots: int = 5,
+    queries: int = 10,
+    noise: float = 0.0,
+) -> Tasks:
+    """Tasks to judge by, [K, T, ...], the same for runs of one seed.
+
+    noise: share of the examples to learn from that exchange their labels among themselves; two or more, or none
+    """
+    check_list("seeds", seeds)
+    if not 0 <= noise <= 1:
+        raise ParameterError(f"noise = {noise}: expected a share from 0 to 1.")
+    generators = {seed: stream(seed, "judge") for seed in seeds}
+    drawn = draw_by_seed(pool, classes, generators, seeds, tasks=tasks, ways=ways, shots=shots, queries=queries)
+    exchanged = round(noise * ways * shots)
+    if exchanged > 1:
+        for run, seed in enumerate(seeds):
+            for task in range(tasks):
+                chosen = torch.randperm(ways * shots, generator=stream(seed, "noise", task))[:exchanged]
+                drawn.support[run, task, chosen] = drawn.support[run, task, chosen.roll(1)]
+    return drawn
+
+
+def place_tasks(tasks: Tasks, models: Stack) -> Tasks:
+    """The same tasks on the models' device; whoever uses them more than once moves them once."""
+    return Tasks(
+        stack.place(tasks.support, models), stack.place(tasks.query, models), tasks.domain.to(stack.device(models))
+    )
+
+
+def way_labels(ways: int, each: int) -> Int[Tensor, " n"]:
+    """The ways of a task's examples, which stand way by way, `each` of every one.
+
+    >>> from paramarket import smat
+    >>> smat.way_labels(ways=3, each=2)
+    tensor([0, 0, 1, 1, 2, 2])
+    """
     return torch.arange(ways).repeat_interleave(each)
 
 
 def prototype_logits(
     support: Float[Tensor, "*tasks s features"], query: Float[Tensor, "*tasks q features"], ways: int
 ) -> Float[Tensor, "*tasks q ways"]:
-    """Ten times the cosine of each query's features with the mean of each way's (prototypes, Snell et al. 2017)."""
+    """Ten times the cosine of each query's features with the mean of each way's (prototypes, Snell et al. 2017).
+
+    Raises ParameterError for a support that has not as many examples of every way.
+
+    >>> import torch
+    >>> from paramarket import smat
+    >>> support = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 1.0], [0.0, 7.0]])  # two examples of each of two ways
+    >>> smat.prototype_logits(support, query=torch.tensor([[2.0, 0.0], [3.0, 4.0]]), ways=2)
+    tensor([[10.,  0.],
+            [ 6.,  8.]])
+    """
     if support.shape[-2] == 0 or support.shape[-2] % ways:
         raise ParameterError(f"{support.shape[-2]} examples to learn from, for {ways} ways: expected as many of each.")
-    means = support.unflatten(-2, (ways, -1)).mean(dim=-2)
-    return 10 * normalize(query, dim=-1, eps=1e-8) @ normalize(means, dim=-1, eps=1e-8).mT
+    prototypes = support.unflatten(-2, (ways, -1)).mean(dim=-2)
+    return 10 * normalize(query, dim=-1, eps=1e-8) @ normalize(prototypes, dim=-1, eps=1e-8).mT
 
 
-def spread(models: Stack, tasks: Tasks) -> Stack:
+def one_per_task(models: Stack, tasks: Tasks) -> Stack:
     """The model of every run for each of its tasks, [K] -> [K, T]."""
     count = tasks.support.shape[1]
-    return {name: tensor.unsqueeze(1).expand(-1, count, *tensor.shape[1:]) for name, tensor in models.items()}
+    return stack.map(lambda tensor: tensor.unsqueeze(1).expand(-1, count, *tensor.shape[1:]), models)
 
 
-def said(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
+def task_features(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
     """What the model of every task of every run, a stack [K, T], says of its own examples."""
-    return run(net, flat(models), x.flatten(0, 1), shared=False, training=True).unflatten(0, x.shape[:2])
+    examples = stack.place(x, models).flatten(0, 1)
+    features = stack.apply(net, stack.flat(models), examples, shared=False, training=True)
+    return features.unflatten(0, x.shape[:2])
 
 
-def solve(net: nn.Module, models: Stack, tasks: Tasks, ways: int) -> Float[Tensor, "K T q ways"]:
+def task_logits(net: nn.Module, models: Stack, tasks: Tasks, *, ways: int) -> Float[Tensor, "K T q ways"]:
     """The logits of every task's queries by its own model [K, T], from the prototypes of its support."""
-    seen, shots = said(net, models, torch.cat([tasks.support, tasks.query], dim=2)), tasks.support.shape[2]
-    return prototype_logits(seen[:, :, :shots], seen[:, :, shots:], ways)
+    shots = tasks.support.shape[2]
+    features = task_features(net, models, torch.cat([tasks.support, tasks.query], dim=2))
+    return prototype_logits(features[:, :, :shots], features[:, :, shots:], ways)
 
 
 def task_losses(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, "K T"]:
     """Cross-entropy of every task, mean over its queries, which stand way by way; nats."""
-    count, ways = logits.shape[2:]
-    y = answers(ways, count // ways).to(logits.device).repeat(logits.shape[:2].numel())
-    return cross_entropy(logits.flatten(0, 2), y, reduction="none").view(logits.shape[:3]).mean(dim=-1)
+    runs, tasks, queries, ways = logits.shape
+    labels = way_labels(ways, queries // ways).to(logits.device).repeat(runs * tasks)
+    losses = cross_entropy(logits.flatten(0, 2), labels, reduction="none")
+    return losses.view(runs, tasks, queries).mean(dim=-1)
+
+
+def run_accuracy(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, " K"]:
+    """The share of all queries of a run that get their own way, which stand way by way; on the CPU."""
+    queries, ways = logits.shape[2:]
+    labels = way_labels(ways, queries // ways).to(logits.device)
+    return (logits.argmax(dim=-1) == labels).float().flatten(1).mean(dim=1).cpu()
