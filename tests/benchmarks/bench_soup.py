@@ -13,10 +13,11 @@ def bench_step(row, hidden, batch, steps, bar):
     inputs = 64 if hidden == 12 else 784
     net, h = stack.mlp(inputs, [hidden], 10), torch.full((1, steps, 8), 1 / 8)
     split = Split(torch.randn(4000, 1, inputs, 1), torch.randint(10, (4000,)))
-    size = sum(tensor.numel() for tensor in stack.init(net, 1, 0).values())
+    size = stack.vectors(stack.init(net, 1, 0)).shape[1]
 
     def train(experts):
-        return soup.pretrain(net, soup.soup_of(net, 8, [experts], [0]), [split] * 8, h, seeds=[0], batch=batch)
+        start = soup.init_soups(net, 8, experts=[experts], seeds=[0])
+        return soup.train_soups(net, start, [split] * 8, h, seeds=[0], batch=batch)
 
     alone, eight = seconds(lambda: train(0)), seconds(lambda: train(8))
     row(f"a step of a soup, n = 8, p = {size:,}, batch {batch:,}, over a step of one model", bar, eight / alone)
@@ -24,9 +25,10 @@ def bench_step(row, hidden, batch, steps, bar):
 
 def bench_specialists(row):
     net, own = stack.mlp(64, [300], 10), torch.Generator().manual_seed(0)
-    made = soup.soup_of(net, 8, [8], [0])
-    made = made._replace(experts={name: torch.randn(t.shape, generator=own) for name, t in made.experts.items()})
-    h = soup.draw_weights(soup.Law(), 8, 1000, own)
-    size = sum(tensor.numel() for tensor in made.base.values())
-    fill, make = seconds(lambda: torch.full((1000, size), 1.0), 20), seconds(lambda: soup.specialists(made, h), 20)
+    soups = soup.init_soups(net, 8, experts=[8], seeds=[0])
+    soups = soups._replace(experts=stack.map(lambda tensor: torch.randn(tensor.shape, generator=own), soups.experts))
+    h = soup.draw_weights(soup.WeightLaw(), 8, 1000, own)
+    size = stack.vectors(soups.base).shape[1]
+    fill = seconds(lambda: torch.full((1000, size), 1.0), 20)
+    make = seconds(lambda: soup.specialists(soups, h), 20)
     row(f"1,000 specialists of p = {size:,}: share of the speed of torch.full", "≥ .50", fill / make)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, chisquare, kstest
@@ -10,7 +11,7 @@ from paramarket import soup, stack, train
 from paramarket.base import stream
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError
-from paramarket.soup import Clusters, Law
+from paramarket.soup import Clusters, WeightLaw
 
 NET = stack.mlp(2, [4], 3)
 SIZES = [5, 40, 11]
@@ -47,7 +48,7 @@ def fits(counts, expected=None):
 
 
 def draw(support=(1, 3), concentration=1.0, domains=4, count=4000, seed=0):
-    return soup.draw_weights(Law(support, concentration), domains, count, stream(seed, "law"))
+    return soup.draw_weights(WeightLaw(support, concentration), domains, count, stream(seed, "law"))
 
 
 @given(st.data(), st.integers(1, 9), st.floats(0.25, 50))  # below, the least weights may round to 0
@@ -118,12 +119,12 @@ def test_a_concentration_out_of_reason_is_refused(concentration):
 
 
 def test_a_plan_holds_an_h_for_every_step_drawn_by_the_law_and_the_seed_of_each_run():
-    law, narrow = Law((2, 3), 0.5), Law((1, 1))
-    h = soup.plan([law, None, law, law, narrow], 4, 70, [5, 5, 5, 6, 5])
+    law, narrow = WeightLaw((2, 3), 0.5), WeightLaw((1, 1))
+    h = soup.draw_plans([law, None, law, law, narrow], 4, 70, seeds=[5, 5, 5, 6, 5])
     assert h.shape == (5, 70, 4)
     assert (h[1] == 1 / 4).all()
     assert torch.equal(h[0], h[2])
-    assert torch.equal(h[0], soup.plan([law], 4, 70, [5])[0])
+    assert torch.equal(h[0], soup.draw_plans([law], 4, 70, seeds=[5])[0])
     assert not torch.equal(h[0], h[3])
     assert ((h[[0, 2, 3]] > 0).sum(dim=2) >= 2).all()
     assert (h[4].amax(dim=1) == 1).all()
@@ -132,7 +133,7 @@ def test_a_plan_holds_an_h_for_every_step_drawn_by_the_law_and_the_seed_of_each_
 
 def test_a_plan_for_domains_that_are_not_there_is_refused():
     with pytest.raises(ParameterError, match="expected 1 ≤ support ≤ 2 domains"):
-        soup.plan([None, Law((1, 3))], 2, 5, [0, 0])
+        soup.draw_plans([None, WeightLaw((1, 3))], 2, 5, seeds=[0, 0])
 
 
 def test_weights_are_told_from_what_is_none():
@@ -195,13 +196,15 @@ def test_the_loss_on_a_mixture_is_the_mixture_of_the_losses():
     x, y, _ = all_of(domains, h.expand(1, 200, 3), 100, [stream(0, "importance")])
     logits = stack.forward(NET, models, x.flatten(1, 2))
     losses = cross_entropy(logits.mT, y.flatten(1), reduction="none")
-    wanted = (h * soup.by_domain(NET, models, domains).loss).sum()
+    wanted = (h * soup.scores_by_domain(NET, models, domains).loss).sum()
     assert (losses.mean() - wanted).abs() < 4 * losses.std() / len(losses[0]) ** 0.5
-    assert (losses.mean() - soup.by_domain(NET, models, domains).loss.mean()).abs() > (losses.mean() - wanted).abs()
+    assert (losses.mean() - soup.scores_by_domain(NET, models, domains).loss.mean()).abs() > (
+        losses.mean() - wanted
+    ).abs()
 
 
-def test_batches_of_nothing_and_weights_of_other_domains_are_refused():
-    with pytest.raises(DataError, match=r"batch = 0, domains of \[5, 40, 11\] examples: expected 1 or more of each"):
+def test_batches_without_examples_and_weights_of_other_domains_are_refused():
+    with pytest.raises(ParameterError, match="batch = 0, expected a whole number ≥ 1"):
         next(soup.batches(numbered(), torch.eye(3)[None], 0, [stream(0)]))
     with pytest.raises(ParameterError, match="h has 3 weights, expected one for each of 2 domains"):
         next(soup.batches(numbered()[:2], torch.eye(3)[None], 4, [stream(0)]))
@@ -211,7 +214,7 @@ def test_batches_of_nothing_and_weights_of_other_domains_are_refused():
 
 def test_scores_by_domain_are_those_of_evaluate():
     models, domains = stack.init(NET, 2, seed=0), noisy()
-    found = soup.by_domain(NET, models, domains)
+    found = soup.scores_by_domain(NET, models, domains)
     assert (found.loss.shape, found.class_accuracy.shape) == ((2, 3), (2, 3, 3))
     for d, split in enumerate(domains):
         for part, wanted in zip(found, train.evaluate(NET, models, split), strict=True):
@@ -221,14 +224,14 @@ def test_scores_by_domain_are_those_of_evaluate():
 def family():
     """Models [2, 5], their scores by domain [2, 5, 3], and weights [2, 5, 3]."""
     models, domains = stack.init(NET, 10, seed=0), noisy()
-    h = soup.plan([Law(), Law()], 3, 5, [0, 1])
-    by = [part.view(2, 5, 3) for part in soup.by_domain(NET, models, domains)[:2]]
-    return {name: tensor.unflatten(0, (2, 5)) for name, tensor in models.items()}, domains, by, h
+    h = soup.draw_plans([WeightLaw(), WeightLaw()], 3, 5, seeds=[0, 1])
+    scores = soup.scores_by_domain(NET, models, domains)
+    return stack.unflat(models, (2, 5)), domains, [scores.loss.view(2, 5, 3), scores.accuracy.view(2, 5, 3)], h
 
 
 def test_a_score_under_a_mixture_is_the_mixture_of_the_scores_by_domain():
     models, domains, by, h = family()
-    for found, each in zip(soup.score(NET, models, h, domains), by, strict=True):
+    for found, each in zip(soup.score_mixtures(NET, models, domains, h), by, strict=True):
         assert found.shape == (2, 5)
         assert torch.allclose(found, torch.einsum("kjd,kjd->kj", each, h))
 
@@ -237,25 +240,25 @@ def test_a_score_under_a_one_hot_h_is_that_of_the_domain():
     models, domains, by, _ = family()
     for d in range(3):
         h = torch.eye(3)[d].expand(2, 5, -1)
-        for found, each in zip(soup.score(NET, models, h, domains), by, strict=True):
+        for found, each in zip(soup.score_mixtures(NET, models, domains, h), by, strict=True):
             assert torch.equal(found, each[..., d])
 
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_scores_of_all_runs_may_be_asked_for_under_the_same_h(axes):
     models, domains, _, h = family()
-    one = soup.score(NET, models, h[0] if axes == 2 else h[:1], domains)
-    other = soup.score(NET, models, h[:1].expand(2, -1, -1), domains)
+    one = soup.score_mixtures(NET, models, domains, h[0] if axes == 2 else h[:1])
+    other = soup.score_mixtures(NET, models, domains, h[:1].expand(2, -1, -1))
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_a_score_under_what_is_no_mixture_is_refused():
     models, domains, _, h = family()
     with pytest.raises(ParameterError, match="h has 3 weights, expected one for each of 2 domains"):
-        soup.score(NET, models, h, domains[:2])
+        soup.score_mixtures(NET, models, domains[:2], h)
     for bad in (2 * h, h - 1, h * torch.nan):
         with pytest.raises(ParameterError, match=r"expected weights ≥ 0 that sum to 1; divide by their sum"):
-            soup.score(NET, models, bad, domains)
+            soup.score_mixtures(NET, models, domains, bad)
 
 
 CENTRES = 50 * torch.tensor([[0.0, 0, 1], [0, 1, 0], [1, 0, 0], [-1, -1, -1]])
@@ -268,17 +271,17 @@ def blobs(counts, *purpose):
 
 
 def apart(seed=0):
-    return soup.clusters([blobs([1000 * (d == own) for d in range(4)], own) for own in range(4)], 4, seed)
+    return soup.cluster_features([blobs([1000 * (d == own) for d in range(4)], own) for own in range(4)], 4, seed=seed)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_shares_of_a_domain_sum_to_one_and_none_is_zero(count):
     domains = list(torch.randn(3, 60, 2, generator=stream(0, "shares")) + torch.tensor([0.0, 1, 3]).view(3, 1, 1))
-    found = soup.clusters(domains, count, seed=0)
+    found = soup.cluster_features(domains, count, seed=0)
     assert (found.centroids.shape, found.shares.shape) == ((count, 2), (count, 3))
     assert torch.allclose(found.shares.sum(dim=0), torch.ones(3))
     assert (found.shares > 0).all()
-    again, other = (soup.clusters(domains, count, seed) for seed in (0, 1))
+    again, other = (soup.cluster_features(domains, count, seed=seed) for seed in (0, 1))
     assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
     assert count == 1 or not torch.equal(found.centroids, other.centroids)
 
@@ -294,7 +297,7 @@ def test_domains_far_apart_have_a_cluster_each():
 def test_a_big_domain_counts_no_more_than_a_small_one():
     """Of either domain a half lies in each cluster."""
     domains = [blobs([n, n, 0, 0], n) for n in (100, 1000, 200, 400)]
-    found = soup.clusters(domains, 2, seed=0)
+    found = soup.cluster_features(domains, 2, seed=0)
     assert torch.allclose(found.shares, torch.full((2, 4), 0.5))
     assert torch.allclose(soup.domain_weights(found, blobs([3, 1, 0, 0])), torch.full((4,), 0.25))
 
@@ -302,16 +305,16 @@ def test_a_big_domain_counts_no_more_than_a_small_one():
 def test_more_clusters_than_examples_or_none_are_refused():
     for count in (0, 7):
         with pytest.raises(ParameterError, match=f"count = {count}, expected 1 to 6 clusters"):
-            soup.clusters([torch.eye(3), -torch.eye(3)], count, 0)
+            soup.cluster_features([torch.eye(3), -torch.eye(3)], count, seed=0)
 
 
 @pytest.mark.parametrize("counts", [[1, 0, 0, 0], [0, 3, 1, 0], [5, 5, 5, 5], [1, 2, 3, 4]])
 @pytest.mark.parametrize("rounds", [0, 1, 20])
 def test_between_domains_far_apart_h_is_the_histogram_of_the_examples(counts, rounds):
     examples, wanted = blobs(counts, "customer"), torch.tensor(counts) / sum(counts)
-    assert torch.allclose(soup.domain_weights(apart(), examples, rounds), wanted, atol=0.01)
+    assert torch.allclose(soup.domain_weights(apart(), examples, rounds=rounds), wanted, atol=0.01)
     exact = Clusters(CENTRES, torch.eye(4))
-    assert torch.allclose(soup.domain_weights(exact, examples, rounds), wanted, atol=1e-6)
+    assert torch.allclose(soup.domain_weights(exact, examples, rounds=rounds), wanted, atol=1e-6)
 
 
 def crowd(shares, places):
@@ -332,7 +335,7 @@ def test_rounds_of_expectation_maximisation_never_make_the_examples_less_likely(
     found, examples = crowd(shares, places)
     past = -torch.inf
     for rounds in range(8):
-        h = soup.domain_weights(found, examples, rounds)
+        h = soup.domain_weights(found, examples, rounds=rounds)
         soup.check_weights(h, domains)
         likelihood = (shares[places] @ h).log().mean().item()
         assert likelihood >= past - 1e-5
@@ -351,7 +354,7 @@ def test_many_rounds_find_the_most_likely_h_and_without_any_it_is_blurred():
     shares, true = shares / shares.sum(dim=0), torch.tensor([0.7, 0.3, 0.0])
     places = torch.multinomial(shares @ true, 4000, replacement=True, generator=stream(0, "places"))
     found, examples = crowd(shares, places)
-    blurred, sharp = (soup.domain_weights(found, examples, rounds) for rounds in (0, 2000))
+    blurred, sharp = (soup.domain_weights(found, examples, rounds=rounds) for rounds in (0, 2000))
     assert (sharp - true).abs().max() < 0.05 < 0.1 < (blurred - true).abs().max()
     likely = shares[places]
     slope = (likely / (likely @ sharp)[:, None]).mean(dim=0)  # where h is best: 1, or less where h is 0
@@ -367,30 +370,30 @@ def several(*customers):
 @pytest.mark.parametrize("rounds", [0, 7])
 def test_the_order_of_the_examples_does_not_matter(rounds):
     found, examples = several()
-    one, other = (soup.domain_weights(found, each, rounds) for each in (examples, examples.flip(0)))
+    one, other = (soup.domain_weights(found, each, rounds=rounds) for each in (examples, examples.flip(0)))
     assert torch.allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize("rounds", [0, 7])
 def test_many_customers_at_once_are_each_as_alone(rounds):
     found, examples = several(2, 3)
-    together = soup.domain_weights(found, examples, rounds)
+    together = soup.domain_weights(found, examples, rounds=rounds)
     assert together.shape == (2, 3, 3)
     for i in range(2):
         for j in range(3):
-            assert torch.allclose(together[i, j], soup.domain_weights(found, examples[i, j], rounds), atol=1e-6)
+            assert torch.allclose(together[i, j], soup.domain_weights(found, examples[i, j], rounds=rounds), atol=1e-6)
     assert not torch.allclose(together[0, 0], together[1, 2], atol=1e-2)
 
 
 @pytest.mark.parametrize("customers", [(), (2,)])
 def test_a_customer_without_examples_is_refused(customers):
-    with pytest.raises(DataError, match="0 examples, 0 rounds: expected one or more, and none or more"):
+    with pytest.raises(DataError, match="a customer without examples: expected one or more"):
         soup.domain_weights(apart(), torch.zeros(*customers, 0, 3))
 
 
 def test_fewer_rounds_than_none_are_refused():
-    with pytest.raises(DataError, match="1 examples, -1 rounds: expected one or more, and none or more"):
-        soup.domain_weights(apart(), torch.zeros(1, 3), -1)
+    with pytest.raises(ParameterError, match="rounds = -1, expected a whole number ≥ 0"):
+        soup.domain_weights(apart(), torch.zeros(1, 3), rounds=-1)
 
 
 def test_features_may_be_float64():
@@ -412,37 +415,37 @@ def stripes(n, *purpose):
 @pytest.fixture(scope="module")
 def taught():
     domains = [Split(x, torch.zeros(len(x)).long()) for x in stripes(200, "train")]
-    return domains, soup.teller(domains, 8, seed=0, **TOLD)
+    return domains, soup.train_domain_classifier(domains, 8, seed=0, **TOLD)
 
 
 @pytest.mark.parametrize("rounds", [0, 20])
-def test_from_what_a_teller_sees_the_domains_of_a_customer_are_found(taught, rounds):
-    domains, told = taught
-    found = soup.clusters([soup.look(told, split.x) for split in domains], 4, seed=0)
+def test_from_what_a_domain_classifier_sees_the_domains_of_a_customer_are_found(taught, rounds):
+    domains, classifier = taught
+    found = soup.cluster_features([soup.hidden_features(classifier, split.x) for split in domains], 4, seed=0)
     left, top = stripes(60, "customer")
     for images, wanted in ((torch.cat([left, top]), 0.5), (torch.cat([left, top[:20]]), 0.75), (left, 1.0), (top, 0.0)):
-        h = soup.domain_weights(found, soup.look(told, images), rounds)
+        h = soup.domain_weights(found, soup.hidden_features(classifier, images), rounds=rounds)
         assert h.tolist() == pytest.approx([wanted, 1 - wanted], abs=0.1)
 
 
 def test_many_customers_at_once_are_each_seen_as_alone(taught):
-    _, told = taught
+    _, classifier = taught
     images = torch.stack([torch.cat(stripes(3, "customer", c)) for c in range(6)]).unflatten(0, (2, 3))
-    together = soup.look(told, images)
+    together = soup.hidden_features(classifier, images)
     assert together.shape == (2, 3, 6, 8)
-    assert soup.look(told, images[0, 0]).shape == (6, 8)
+    assert soup.hidden_features(classifier, images[0, 0]).shape == (6, 8)
     for i in range(2):
-        assert torch.allclose(together[i], soup.look(told, images[i]), atol=1e-6)
+        assert torch.allclose(together[i], soup.hidden_features(classifier, images[i]), atol=1e-6)
         for j in range(3):
-            assert torch.allclose(together[i, j], soup.look(told, images[i, j]), atol=1e-6)
+            assert torch.allclose(together[i, j], soup.hidden_features(classifier, images[i, j]), atol=1e-6)
 
 
-def test_the_same_seed_makes_the_same_teller_and_labels_do_not_matter(taught):
-    domains, told = taught
+def test_the_same_seed_makes_the_same_domain_classifier_and_labels_do_not_matter(taught):
+    domains, classifier = taught
     images, labelled = torch.cat(stripes(5, "look")), [Split(split.x, split.y + d) for d, split in enumerate(domains)]
-    again, other = (soup.teller(labelled, 8, seed=seed, **TOLD) for seed in (0, 1))
-    assert torch.equal(soup.look(told, images), soup.look(again, images))
-    assert not torch.allclose(soup.look(told, images), soup.look(other, images), atol=1e-2)
+    again, other = (soup.train_domain_classifier(labelled, 8, seed=seed, **TOLD) for seed in (0, 1))
+    assert torch.equal(soup.hidden_features(classifier, images), soup.hidden_features(again, images))
+    assert not torch.allclose(soup.hidden_features(classifier, images), soup.hidden_features(other, images), atol=1e-2)
 
 
 def bank(domains, classes=2):
@@ -450,32 +453,33 @@ def bank(domains, classes=2):
     labelled = [Split(split.x, torch.full_like(split.y, d)) for d, split in enumerate(domains)]
     net = stack.mlp(16, [4], classes)
     models = train.fit(net, stack.init(net, 4, seed=1), labelled * 2, steps=60, lr=0.03).stack
-    return net, {name: tensor.unflatten(0, (2, 2)) for name, tensor in models.items()}, labelled
+    return net, stack.unflat(models, (2, 2)), labelled
 
 
-def test_with_one_domain_a_teller_changes_nothing_and_with_a_mixture_it_asks_the_right_expert(taught):
-    domains, told = taught
+def test_with_one_domain_the_ensemble_is_its_expert_and_with_a_mixture_it_asks_the_right_one(taught):
+    domains, classifier = taught
     net, experts, labelled = bank(domains)
     eye, even = torch.eye(2), torch.full((1, 2), 0.5)
-    alone, _ = soup.score(net, experts, eye, labelled)
-    assert torch.allclose(soup.told_loss(net, experts, told, eye, labelled), alone, atol=1e-5)
-    asked = soup.told_loss(net, experts, told, even, labelled)
-    single, _ = soup.score(net, experts, even.expand(2, -1), labelled)
+    alone = soup.score_mixtures(net, experts, labelled, eye).loss
+    assert torch.allclose(soup.weighted_ensemble_loss(net, experts, classifier, labelled, eye), alone, atol=1e-5)
+    asked = soup.weighted_ensemble_loss(net, experts, classifier, labelled, even)
+    single = soup.score_mixtures(net, experts, labelled, even.expand(2, -1)).loss
     assert asked.shape == (2, 1)
     assert (asked[:, 0] < 0.3 * single.amin(dim=1)).all()
 
 
-def test_answers_are_weighed_by_hand_as_told(taught):
+def test_answers_are_weighed_by_hand_as_by_the_ensemble(taught):
     """h_i P(i | x), made to sum to 1, image by image."""
-    domains, told = taught
+    domains, classifier = taught
     net, experts, labelled = bank(domains)
     h, x, y = torch.tensor([0.2, 0.8]), labelled[1].x[:5], labelled[1].y[:5]
-    weighed = h * stack.forward(told.net, told.model, x)[0].softmax(dim=1)
+    weighed = h * stack.forward(classifier.net, classifier.model, x)[0].softmax(dim=1)
     weighed = weighed / weighed.sum(dim=1, keepdim=True)
     says = stack.forward(net, stack.take(experts, 0), x).softmax(dim=2)
     by_hand = -(weighed[:, 0] * says[0, range(5), y] + weighed[:, 1] * says[1, range(5), y]).log().mean()
     few = [Split(x, y)] * 2  # the same images as both domains: h weighs the answers, not the domains
-    assert soup.told_loss(net, experts, told, h.unsqueeze(0), few)[0, 0] == pytest.approx(by_hand.item(), abs=1e-5)
+    found = soup.weighted_ensemble_loss(net, experts, classifier, few, h.unsqueeze(0))
+    assert found[0, 0] == pytest.approx(by_hand.item(), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -489,7 +493,7 @@ def pair():
 
 
 def tried(one, other, split):
-    count = len(one["3.bias"])
+    count = stack.count(one)
     return soup.trial(NET, one, other, split.x.expand(count, -1, -1), split.y.expand(count, -1))
 
 
@@ -543,3 +547,39 @@ def test_a_trial_on_fewer_than_two_examples_is_refused(pair):
     knows, start, split = pair
     with pytest.raises(DataError, match="1 examples: expected two or more"):
         tried(knows, start, Split(split.x[:1], split.y[:1]))
+
+
+def shown_of(net, experts, classifier, domains, h):
+    """Everything that is shown of models, as plain tensors."""
+    x, y, _ = next(soup.batches(domains, h.unsqueeze(1), 6, [stream(0), stream(1)]))
+    features = soup.hidden_features(classifier, x)
+    clusters = soup.cluster_features([soup.hidden_features(classifier, split.x) for split in domains], 3, seed=0)
+    tried = soup.trial(net, stack.take(experts, 0), stack.take(experts, 1), x, y)
+    scores = soup.score_mixtures(net, experts, domains, h)
+    ensemble = soup.weighted_ensemble_loss(net, experts, classifier, domains, h)
+    guessed = soup.domain_weights(clusters, features)
+    return [features, *clusters, torch.as_tensor(tried.gain_nats.low), tried.ships, *scores, ensemble, guessed]
+
+
+def test_what_is_shown_of_models_on_another_device_is_on_the_cpu_with_the_same_numbers(taught):
+    domains, classifier = taught
+    net, experts, labelled = bank(domains)
+    h = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
+    wanted = shown_of(net, experts, classifier, labelled, h)
+    with second_device() as device:
+        experts, model = (stack.map(lambda tensor: tensor.to(device), models) for models in (experts, classifier.model))
+        away = [Split(split.x.to(device), split.y.to(device)) for split in labelled]
+        for splits, own in ((labelled, h), (labelled, h.to(device)), (away, h.to(device))):
+            found = shown_of(net, experts, classifier._replace(model=model), splits, own)
+            assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+def test_batches_are_on_the_device_of_their_weights_wherever_the_domains_are():
+    h = draw(domains=3, count=70)[None]
+    wanted = all_of(numbered(), h, 8, [stream(0)])
+    with second_device() as device:
+        away = [Split(split.x.to(device), split.y.to(device)) for split in numbered()]
+        for splits, own in ((numbered(), h.to(device)), (away, h), (away, h.to(device))):
+            found = all_of(splits, own, 8, [stream(0)])
+            assert {each.device for each in found} == {own.device}
+            assert all(torch.equal(each.cpu(), right) for each, right in zip(found, wanted, strict=True))

@@ -1,16 +1,18 @@
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import equal
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 from paramarket import data, soup, stack
 from paramarket.base import stream
 from paramarket.data import Split
-from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.soup import Law, Soup, batches, by_domain, draw_weights
+from paramarket.errors import ParameterError, ShapeError, TrainingError
+from paramarket.soup import Kind, Soup, WeightLaw, batches, draw_weights, scores_by_domain
 from paramarket.train import evaluate
 
 NET = stack.mlp(5, [4], 3)
@@ -27,20 +29,23 @@ def blobs(domains=DOMAINS, features=5):
 
 
 def weights(*seeds, steps=40):
-    return torch.stack([draw_weights(Law(), DOMAINS, steps, stream(seed, "h")) for seed in seeds])
+    return torch.stack([draw_weights(WeightLaw(), DOMAINS, steps, stream(seed, "h")) for seed in seeds])
+
+
+def in_type(given, dtype):
+    return Soup(*(stack.map(lambda tensor: tensor.to(dtype), part) for part in given))
 
 
 def lived(experts=3, seeds=(0,), dtype=torch.float32, net=NET):
     """Soups whose experts are no longer 0."""
-    start, drawn = soup.soup_of(net, DOMAINS, [experts] * len(seeds), seeds, hidden=6), stream(1, "lived")
-    moved = {name: torch.randn(tensor.shape, generator=drawn) for name, tensor in start.experts.items()}
-    return Soup(
-        *({name: tensor.to(dtype) for name, tensor in part.items()} for part in (start.base, moved, start.router))
-    )
+    start = soup.init_soups(net, DOMAINS, experts=[experts] * len(seeds), seeds=seeds, hidden=6)
+    drawn = stream(1, "lived")
+    moved = start._replace(experts=stack.map(lambda tensor: torch.randn(tensor.shape, generator=drawn), start.experts))
+    return in_type(moved, dtype)
 
 
 def trained(start, h, seeds, domains=None, **how):
-    return soup.pretrain(NET, start, domains or blobs(), h, seeds=seeds, **HOW | how)
+    return soup.train_soups(NET, start, domains or blobs(), h, seeds=seeds, **HOW | how)
 
 
 def one_of(given, k):
@@ -54,7 +59,7 @@ def same(one, other, atol=None):
 
 def straight(router, matrix):
     """The router made h -> matrix h: its hidden units carry h, which is never negative, through the ReLU."""
-    made = {name: torch.zeros_like(tensor) for name, tensor in router.items()}
+    made = stack.map(torch.zeros_like, router)
     made["1.weight"][:, :DOMAINS] = torch.eye(DOMAINS, dtype=matrix.dtype)
     made["3.weight"][:, :, :DOMAINS] = matrix
     return made
@@ -120,7 +125,7 @@ def plain(start, h, seed, domains):
 
 @pytest.mark.parametrize("experts", [0, 3])
 def test_training_is_the_plain_loop_step_by_step(experts):
-    start, h = soup.soup_of(NET, DOMAINS, [experts], [3], hidden=6), weights(0)
+    start, h = soup.init_soups(NET, DOMAINS, experts=[experts], seeds=[3], hidden=6), weights(0)
     wanted, ended = plain(start, h, 3, blobs())
     found, losses = trained(start, h, [3])
     assert losses[0].tolist() == pytest.approx(wanted, abs=1e-4)
@@ -130,7 +135,7 @@ def test_training_is_the_plain_loop_step_by_step(experts):
 
 
 def test_a_smaller_soup_beside_a_bigger_one_trains_as_it_would_alone_and_its_padding_stays_zero():
-    start, h = soup.soup_of(NET, DOMAINS, [1, 3, 0], [5, 6, 7], hidden=6), weights(5, 6, 7)
+    start, h = soup.init_soups(NET, DOMAINS, experts=[1, 3, 0], seeds=[5, 6, 7], hidden=6), weights(5, 6, 7)
     found, losses = trained(start, h, [5, 6, 7])
     for k, (few, seed) in enumerate([(1, 5), (3, 6), (0, 7)]):
         base, experts, router = one_of(start, k)
@@ -156,21 +161,19 @@ def test_the_gradients_are_those_of_finite_differences_and_of_the_formulas():
         for (part, name), tensor in zip(shapes, tensors, strict=True):
             made[part][name] = tensor
         models = stack.take(soup.combine(made, soup.alphas(made, h)), 0)
-        return cross_entropy(stack.run(NET, models, x, shared=True, training=True)[0], y)
+        return cross_entropy(stack.apply(NET, models, x, shared=True, training=True)[0], y)
 
     assert torch.autograd.gradcheck(loss, leaves)
     wanted = dict(zip(shapes, torch.autograd.grad(loss(*leaves), leaves), strict=True))
 
     # what `pretrain` does at every step, on rows of weights
-    bank, router = (
-        soup.soups._flat(start).requires_grad_(),
-        {k: v.clone().requires_grad_() for k, v in start.router.items()},
-    )
-    theta = soup.soups._theta(bank, soup.soups._phi(router), router, h)
+    bank = soup.soups._bank(start).requires_grad_()
+    router = stack.map(torch.Tensor.requires_grad_, stack.copy(start.router))
+    theta = soup.soups._theta(bank, stack.mlp_of(router), router, h)
     theta.retain_grad()
-    models = soup.soups._apart(theta, start.base)
-    cross_entropy(stack.run(NET, models, x, shared=True, training=True)[0], y).backward()
-    rows = soup.soups._apart(bank.grad, start.base)
+    models = stack.from_vectors(theta, stack.take(start.base, 0))
+    cross_entropy(stack.apply(NET, models, x, shared=True, training=True)[0], y).backward()
+    rows = stack.from_vectors(bank.grad, stack.take(start.base, 0))
     assert all(torch.allclose(rows[name][:, 0], wanted[0, name]) for name in rows)
     assert all(torch.allclose(rows[name][:, 1:], wanted[1, name]) for name in rows)
     assert all(torch.allclose(tensor.grad, wanted[2, name]) for name, tensor in router.items())
@@ -188,7 +191,7 @@ def test_the_same_seeds_give_the_same_soup_bit_for_bit_and_others_another():
 
 
 def test_runs_of_one_seed_start_alike_and_see_the_same_examples():
-    start = soup.soup_of(NET, DOMAINS, [2, 2, 2], [8, 8, 9])
+    start = soup.init_soups(NET, DOMAINS, experts=[2, 2, 2], seeds=[8, 8, 9])
     assert same(one_of(start, 0), one_of(start, 1))
     assert not equal(one_of(start, 0).base, one_of(start, 2).base)
     assert not equal(one_of(start, 0).router, one_of(start, 2).router)
@@ -238,7 +241,7 @@ def test_specialists_are_plain_models_that_run_without_their_soup():
 
 
 def test_a_soup_without_experts_is_one_model_for_every_customer():
-    start = soup.soup_of(NET, DOMAINS, [0, 0], [0, 1])
+    start = soup.init_soups(NET, DOMAINS, experts=[0, 0], seeds=[0, 1])
     assert soup.alphas(start, torch.eye(DOMAINS)).shape == (2, DOMAINS, 0)
     for j in range(DOMAINS):
         assert equal(stack.take(soup.specialists(start, torch.eye(DOMAINS)), (slice(None), j)), start.base)
@@ -254,7 +257,7 @@ def test_with_an_identity_router_and_an_expert_a_domain_one_hot_training_is_that
     ]
     for _ in range(20):
         models = stack.take(soup.combine(start._replace(experts=experts), soup.alphas(start, eye)), 0)
-        logits = stack.run(NET, models, xs.double(), shared=False, training=True)
+        logits = stack.apply(NET, models, xs.double(), shared=False, training=True)
         cross_entropy(logits.mT, ys, reduction="none").mean(dim=1).sum().backward()
         for x, y, model in zip(xs.double(), ys, alone, strict=True):
             cross_entropy(functional_call(NET, model, (x,)), y).backward()
@@ -273,14 +276,14 @@ LINEAR = stack.mlp(5, [], 3)
 @pytest.fixture(scope="module")
 def straight_net():
     """A soup of linear models, trained, float64, and every domain's examples: x [4, 60, 5], y [4, 60]."""
-    start = soup.soup_of(LINEAR, DOMAINS, [3], [0])
-    found, _ = soup.pretrain(LINEAR, start, blobs(), weights(0, steps=600), seeds=[0], lr=1e-2)
+    start = soup.init_soups(LINEAR, DOMAINS, experts=[3], seeds=[0])
+    found, _ = soup.train_soups(LINEAR, start, blobs(), weights(0, steps=600), seeds=[0], lr=1e-2)
     xs, ys = (torch.stack([getattr(split, part) for split in blobs()]) for part in ("x", "y"))
-    return Soup(*({name: tensor.double() for name, tensor in part.items()} for part in found)), xs.double(), ys
+    return in_type(found, torch.float64), xs.double(), ys
 
 
 def said(given, alpha, x):
-    return stack.run(LINEAR, stack.take(soup.combine(given, alpha), 0), x, shared=False, training=True)
+    return stack.apply(LINEAR, stack.take(soup.combine(given, alpha), 0), x, shared=False, training=True)
 
 
 def test_no_router_beats_the_best_alpha_and_a_trained_one_comes_near_it(straight_net):
@@ -314,12 +317,12 @@ def test_for_linear_models_and_squared_loss_the_best_alpha_solves_the_normal_equ
 
 def test_on_digits_turned_a_soup_beats_the_one_model_for_all_on_every_domain(digits):
     net, turns, seeds, steps = stack.mlp(64, [12], 10), [0, 90, 180, 270], [0, 1, 2], 700
-    train, test = ([data.turned(split, turn) for turn in turns] for split in (digits.train, digits.test))
+    train, test = ([data.rotate_split(split, turn) for turn in turns] for split in (digits.train, digits.test))
     h = torch.cat([weights(*seeds, steps=steps), torch.full((3, steps, DOMAINS), 1 / DOMAINS)])
-    start = soup.soup_of(net, DOMAINS, [DOMAINS] * 3 + [0] * 3, seeds * 2)
-    found, losses = soup.pretrain(net, start, train, h, seeds=seeds * 2, batch=64)
+    start = soup.init_soups(net, DOMAINS, experts=[DOMAINS] * 3 + [0] * 3, seeds=seeds * 2)
+    found, losses = soup.train_soups(net, start, train, h, seeds=seeds * 2, batch=64)
     asked = soup.specialists(found, torch.eye(DOMAINS))
-    scores = [by_domain(net, stack.take(asked, (slice(None), d)), [test[d]]) for d in range(DOMAINS)]
+    scores = [scores_by_domain(net, stack.take(asked, (slice(None), d)), [test[d]]) for d in range(DOMAINS)]
     loss, accuracy = (torch.cat([getattr(score, what) for score in scores], dim=1) for what in ("loss", "accuracy"))
     assert losses.shape == (6, steps)
     assert (losses[:, -50:].mean(dim=1) < 0.7 * losses[:, :50].mean(dim=1)).all()
@@ -330,8 +333,8 @@ def test_on_digits_turned_a_soup_beats_the_one_model_for_all_on_every_domain(dig
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_same_h_at_every_step_trains_for_that_mixture_alone(seed):
     h = torch.tensor([1.0, 0, 0, 0]).expand(1, 300, DOMAINS)
-    found, _ = trained(soup.soup_of(NET, DOMAINS, [0], [seed]), h, [seed])
-    loss = by_domain(NET, found.base, blobs()).loss[0]
+    found, _ = trained(soup.init_soups(NET, DOMAINS, experts=[0], seeds=[seed]), h, [seed])
+    loss = scores_by_domain(NET, found.base, blobs()).loss[0]
     assert loss[0] < 0.6 < loss[1:].min()
 
 
@@ -341,31 +344,32 @@ def asked():
 
 def test_models_alone_are_soups_without_experts_that_see_one_h_bit_for_bit():
     h, seeds = asked(), [4, 7]
-    found = soup.alone(NET, blobs(), h, 30, seeds=seeds, **HOW)
+    found = soup.train_alone(NET, blobs(), h, steps=30, seeds=seeds, **HOW)
     each = [4, 4, 4, 7, 7, 7]
-    start, constant = soup.soup_of(NET, DOMAINS, [0] * 6, each), torch.cat([h, h]).unsqueeze(1).repeat(1, 30, 1)
+    start = soup.init_soups(NET, DOMAINS, experts=[0] * 6, seeds=each)
+    constant = torch.cat([h, h]).unsqueeze(1).repeat(1, 30, 1)
     wanted, _ = trained(start, constant, each)
     assert found["1.weight"].shape == (2, 3, 4, 5)
-    assert equal({name: tensor.flatten(0, 1) for name, tensor in found.items()}, wanted.base)
+    assert equal(stack.flat(found), wanted.base)
 
 
 def test_models_of_one_seed_begin_alike_and_see_the_same_examples_of_the_same_h():
-    found = soup.alone(NET, blobs(), asked(), 20, seeds=[4, 7], **HOW)
+    found = soup.train_alone(NET, blobs(), asked(), steps=20, seeds=[4, 7], **HOW)
     assert all(torch.allclose(tensor[:, 0], tensor[:, 2], atol=1e-5) for tensor in found.values())
     assert not any(torch.allclose(tensor[:, 0], tensor[:, 1], atol=1e-3) for tensor in found.values())
-    still = soup.alone(NET, blobs(), asked(), 1, seeds=[4, 7], batch=16, lr=1e-30)
+    still = soup.train_alone(NET, blobs(), asked(), steps=1, seeds=[4, 7], batch=16, lr=1e-30)
     for j in range(3):
         models = stack.take(still, (slice(None), j))
-        assert equal(models, soup.soup_of(NET, DOMAINS, [0, 0], [4, 7]).base)
+        assert equal(models, soup.init_soups(NET, DOMAINS, experts=[0, 0], seeds=[4, 7]).base)
 
 
 def test_models_alone_go_on_from_a_start_and_leave_it_as_it_is():
     start, kept = (stack.init(NET, 2, seed=9) for _ in range(2))
-    still = soup.alone(NET, blobs(), asked(), 1, seeds=[4, 7], start=start, batch=16, lr=1e-30)
+    still = soup.train_alone(NET, blobs(), asked(), steps=1, seeds=[4, 7], start=start, batch=16, lr=1e-30)
     assert all(torch.equal(still[name], tensor.unsqueeze(1).repeat_interleave(3, 1)) for name, tensor in kept.items())
-    found = soup.alone(NET, blobs(), asked(), 20, seeds=[4, 7], start=start, **HOW)
+    found = soup.train_alone(NET, blobs(), asked(), steps=20, seeds=[4, 7], start=start, **HOW)
     assert equal(start, kept)
-    wanted = soup.soup_of(NET, DOMAINS, [0] * 2, [4, 7])._replace(base=kept)
+    wanted = soup.init_soups(NET, DOMAINS, experts=[0] * 2, seeds=[4, 7])._replace(base=kept)
     wanted, _ = trained(wanted, asked()[1].expand(2, 20, -1), [4, 7])
     assert all(torch.allclose(found[name][:, 1], tensor, atol=1e-5) for name, tensor in wanted.base.items())
     for tensor in found.values():
@@ -374,19 +378,19 @@ def test_models_alone_go_on_from_a_start_and_leave_it_as_it_is():
 
 
 def test_each_model_alone_knows_its_own_domain_best():
-    found = soup.alone(NET, blobs(), torch.eye(DOMAINS), 300, seeds=[0], **HOW)
-    loss = by_domain(NET, stack.take(found, 0), blobs()).loss
+    found = soup.train_alone(NET, blobs(), torch.eye(DOMAINS), steps=300, seeds=[0], **HOW)
+    loss = scores_by_domain(NET, stack.take(found, 0), blobs()).loss
     assert torch.equal(loss.argmin(dim=1), torch.arange(DOMAINS))
     assert torch.equal(loss.argmin(dim=0), torch.arange(DOMAINS))
 
 
 def test_models_alone_of_no_mixture_and_a_start_for_other_seeds_are_refused():
     with pytest.raises(ParameterError, match="h has 3 weights, expected one for each of 4 domains"):
-        soup.alone(NET, blobs(), torch.eye(3), 5, seeds=[0])
+        soup.train_alone(NET, blobs(), torch.eye(3), steps=5, seeds=[0])
     with pytest.raises(ParameterError, match="expected weights ≥ 0 that sum to 1"):
-        soup.alone(NET, blobs(), 2 * torch.eye(4), 5, seeds=[0])
+        soup.train_alone(NET, blobs(), 2 * torch.eye(4), steps=5, seeds=[0])
     with pytest.raises(ShapeError, match="12 soups, 8 seeds"):
-        soup.alone(NET, blobs(), torch.eye(4), 5, seeds=[0, 1], start=stack.init(NET, 3, seed=0))
+        soup.train_alone(NET, blobs(), torch.eye(4), steps=5, seeds=[0, 1], start=stack.init(NET, 3, seed=0))
 
 
 BAD = {
@@ -420,14 +424,14 @@ def test_soups_seeds_and_h_that_do_not_match_are_refused():
 def test_parts_that_do_not_fit_are_refused():
     start, h, few = lived(), weights(0), torch.full((1, 3, 3), 1 / 3)
     with pytest.raises(ShapeError, match=r"'1\.weight' has shape \(4, 5\), expected \(6, 5\)"):
-        soup.pretrain(stack.mlp(5, [6], 3), start, blobs(), h, seeds=[0])
+        soup.train_soups(stack.mlp(5, [6], 3), start, blobs(), h, seeds=[0])
     with pytest.raises(ShapeError, match="x brings 6 values per example to layer '1', expected 5"):
         trained(start, h, [0], blobs(features=6))
     with pytest.raises(ShapeError, match="x brings 3 values per example to layer '1', expected 4"):
         trained(start, few, [0], blobs()[:3])
     with pytest.raises(ShapeError, match="mix needs weights"):
         soup.combine(start, torch.zeros(1, 2, 5))
-    with pytest.raises(DataError, match="batch = 0"):
+    with pytest.raises(ParameterError, match="batch = 0"):
         trained(start, h, [0], batch=0)
 
 
@@ -437,7 +441,7 @@ def test_parts_that_do_not_fit_are_refused():
 )
 def test_a_soup_that_cannot_be_is_refused(domains, experts, seeds, hidden):
     with pytest.raises(ParameterError, match="expected a number ≥ 0 for each seed, 1 or more units and domains"):
-        soup.soup_of(NET, domains, experts, seeds, hidden)
+        soup.init_soups(NET, domains, experts=experts, seeds=seeds, hidden=hidden)
 
 
 NOT_FINITE = "the loss or the weights of model 0 are not finite at step "
@@ -445,7 +449,7 @@ NOT_FINITE = "the loss or the weights of model 0 are not finite at step "
 
 @pytest.mark.parametrize("experts", [0, 3])
 def test_training_that_leaves_the_finite_numbers_says_where(experts):
-    start = soup.soup_of(NET, DOMAINS, [experts] * 2, [0, 1])
+    start = soup.init_soups(NET, DOMAINS, experts=[experts] * 2, seeds=[0, 1])
     with pytest.raises(TrainingError, match=NOT_FINITE + r"\d of 40: try a smaller lr"):
         trained(start, weights(0, 1), [0, 1], lr=1e30)
 
@@ -453,13 +457,14 @@ def test_training_that_leaves_the_finite_numbers_says_where(experts):
 @pytest.mark.parametrize("experts", [0, 3])
 def test_a_last_step_that_leaves_the_finite_numbers_is_noticed_too(experts):
     """The loss is of the weights before the step, and they were finite."""
-    start = soup.soup_of(NET, DOMAINS, [experts] * 2, [0, 1])
+    start = soup.init_soups(NET, DOMAINS, experts=[experts] * 2, seeds=[0, 1])
     with pytest.raises(TrainingError, match=NOT_FINITE + "1 of 1: try a smaller lr"):
         trained(start, weights(0, 1, steps=1), [0, 1], lr=3e38)
 
 
 def test_a_soup_begins_alike_whatever_stands_beside_it():
-    one, three = soup.soup_of(NET, DOMAINS, [2], [5]), soup.soup_of(NET, DOMAINS, [4, 2, 0], [1, 5, 5])
+    one = soup.init_soups(NET, DOMAINS, experts=[2], seeds=[5])
+    three = soup.init_soups(NET, DOMAINS, experts=[4, 2, 0], seeds=[1, 5, 5])
     assert equal(stack.take(three.base, [1]), one.base)
     for name, tensor in one.router.items():
         cut = three.router[name][1:2, :2] if name.startswith("3") else three.router[name][1:2]
@@ -468,25 +473,50 @@ def test_a_soup_begins_alike_whatever_stands_beside_it():
     assert not three.router["3.bias"][2].any()
 
 
-KINDS = {"generic": (0, None), "soup": (3, Law((1, 2)))}
+KINDS = {"generic": Kind(0), "soup": Kind(3, WeightLaw((1, 2)))}
 
 
-def test_kinds_are_cooked_as_each_would_be_alone_in_the_order_of_seeds():
-    both = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW)
+def test_kinds_are_trained_as_each_would_be_alone_in_the_order_of_seeds():
+    both = soup.train_kinds(NET, blobs(), KINDS, steps=40, seeds=[0, 1], **HOW)
     assert list(both) == list(KINDS)
     assert len(both["generic"].experts["1.weight"][0]) == 0
     for name, kind in KINDS.items():
-        one = soup.cook(NET, blobs(), {name: kind}, 40, seeds=[1], **HOW)
+        one = soup.train_kinds(NET, blobs(), {name: kind}, steps=40, seeds=[1], **HOW)
         assert same(one_of(both[name], 1), one[name], atol=1e-4)
         assert len(both[name].base["1.weight"]) == 2
 
 
-def test_one_domain_each_is_the_mean_of_every_specialist_at_home():
-    soups, domains = soup.cook(NET, blobs(), KINDS, 40, seeds=[0, 1], **HOW), blobs()
-    loss, right = soup.one_domain_each(NET, soups, domains)
+def test_the_score_of_single_domains_is_the_mean_of_every_specialist_at_home():
+    soups, domains = soup.train_kinds(NET, blobs(), KINDS, steps=40, seeds=[0, 1], **HOW), blobs()
+    loss, right = soup.score_single_domains(NET, soups, domains)
     assert loss.shape == right.shape == (2, 2)
     for j, each in enumerate(soups.values()):
         models = soup.specialists(each, torch.eye(DOMAINS))
         home = [evaluate(NET, stack.take(models, (slice(None), d)), split) for d, split in enumerate(domains)]
         assert torch.allclose(loss[:, j], torch.stack([score.loss for score in home]).mean(dim=0), atol=1e-5)
         assert torch.allclose(right[:, j], torch.stack([score.accuracy for score in home]).mean(dim=0), atol=1e-5)
+
+
+def soups_trained(device):
+    """One of everything that trains or builds models, on a device."""
+    h = weights(0, 1, steps=3)
+    start = soup.init_soups(NET, DOMAINS, experts=[3, 2], seeds=[0, 1], device=device)
+    fit = soup.train_soups(NET, start, blobs(), h, seeds=[0, 1], **HOW)
+    kinds = soup.train_kinds(NET, blobs(), KINDS, steps=3, seeds=[0], device=device, **HOW)
+    begin = kinds["generic"].base
+    alone = soup.train_alone(NET, blobs(), h[0], steps=3, seeds=[0], start=begin, device=device, **HOW)
+    scores = soup.score_single_domains(NET, kinds, blobs())
+    models = [alone, soup.specialists(fit.soup, h[0]), soup.specialists(kinds["generic"], h[0]), *kinds["soup"]]
+    return models, [soup.alphas(fit.soup, h[0])], [fit.losses, *scores]
+
+
+def test_soups_on_another_device_stay_there_and_what_is_shown_comes_back_with_the_same_numbers():
+    models, asked, shown = soups_trained("cpu")
+    with second_device() as device:
+        models_away, asked_away, shown_away = soups_trained(device)
+        for stack_here, stack_away in zip(models, models_away, strict=True):
+            assert stack.device(stack_away) == device
+            assert equal(stack_here, stack.map(Tensor.cpu, stack_away))
+        assert asked_away[0].device == device
+        assert torch.equal(asked_away[0].cpu(), asked[0])
+    assert all(torch.equal(*pair) for pair in zip(shown, shown_away, strict=True))
