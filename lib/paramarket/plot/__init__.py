@@ -1,22 +1,12 @@
-"""One style, and one function for every picture that the notebooks show."""
+"""One style, and one function for every picture that the notebooks show; a file holds one kind of picture."""
 
-from paramarket.plot.charts import (
-    COLOURS,
-    curves,
-    layer_bars,
-    learning_curves,
-    loss_path,
-    panels,
-    percent,
-    share_bars,
-    sweeps,
-    turning,
-    ways,
-)
-from paramarket.plot.pictures import filters, image_row, loss_plane, matrices
-from paramarket.plot.scatters import cka_heatmap, frontier, plane, share_map, trails
-from paramarket.plot.style import class_accuracy, controls, money_bars, style
-from paramarket.plot.tallies import class_arrows, gain_rows, harm_table, labels_curve, price_sheet, surplus_bars
+from paramarket.plot.bars import layer_bars, money_bars, share_bars, surplus_bars
+from paramarket.plot.dots import class_accuracy, class_arrows, gain_rows, price_sheet, ways
+from paramarket.plot.images import filters, image_row
+from paramarket.plot.lines import curves, labels_curve, learning_curves, loss_path, panels, sweeps, turning
+from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
+from paramarket.plot.scatter import frontier, method_plane, trails
+from paramarket.plot.style import COLOURS, controls, percent, style
 
 __all__ = [
     "COLOURS",
@@ -36,10 +26,10 @@ __all__ = [
     "loss_path",
     "loss_plane",
     "matrices",
+    "method_plane",
     "money_bars",
     "panels",
     "percent",
-    "plane",
     "price_sheet",
     "share_bars",
     "share_map",

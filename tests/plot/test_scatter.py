@@ -4,13 +4,6 @@ import torch
 from paramarket import plot
 
 
-def test_a_heatmap_writes_every_number_on_one_scale(drawn):
-    plot.cka_heatmap({"a": torch.eye(3), "b": torch.rand(3, 3)}, ["1", "2", "3"], ("A", "B"), "title")
-    tables = [axis for axis in drawn() if axis.images]
-    assert [image.get_clim() for axis in tables for image in axis.images] == [(0, 1), (0, 1)]
-    assert [text.get_text() for text in tables[0].texts] == ["1.00", *["0.00"] * 3, "1.00", *["0.00"] * 3, "1.00"]
-
-
 def test_a_trail_shows_every_seed_and_goes_along_the_means(drawn):
     x, y = torch.rand(5, 4), torch.rand(5, 4)
     plot.trails({"20°": (x, y)}, ("CKA", "loss"), "title")
@@ -33,15 +26,8 @@ def test_a_frontier_places_each_setting_at_its_mean_with_its_interval(drawn):
 
 def test_a_plane_has_every_method_at_its_mean(drawn):
     spots = {name: (torch.rand(5), torch.rand(5)) for name in ("a", "b")}
-    plot.plane(spots, ("in", "out"), "title")
+    plot.method_plane(spots, ("in", "out"), "title")
     axis = drawn()[0]
     at = [(line.lines[0].get_xdata()[0], line.lines[0].get_ydata()[0]) for line in axis.containers]
     assert at == [pytest.approx((x.mean().item(), y.mean().item()), abs=1e-6) for x, y in spots.values()]
     assert [text.get_text() for text in axis.figure.legends[0].texts] == ["a", "b"]
-
-
-def test_a_map_of_shares_puts_like_rows_beside_each_other(drawn):
-    table = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.2, 0.8]])
-    plot.share_map(table, ["a", "b", "c", "d"], ("row", "column"), "title")
-    names = [label.get_text() for label in drawn()[0].get_yticklabels()]
-    assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset("ac"), frozenset("bd")}

@@ -1,0 +1,156 @@
+"""Dots: one place for every way, kind or purchase, its mean with the 95 % interval, and costs as a table beside it."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from paramarket.base import Interval, interval
+from paramarket.plot.style import COLOURS, headline, percent, whiskers
+
+IN_ROW = ("axes fraction", "data")  # across: a share of the picture's width; down: a row
+
+
+def ways(rows: Mapping[str, tuple[Float[Tensor, " seeds"], int, float]], megabytes: float, title: str) -> None:
+    """One row a way to merge: a dot a seed, the mean with its interval, and what the way costs beside it.
+
+    rows: {name: (accuracy, models kept, seconds to make, 0 for none)} · megabytes: the size of one model.
+    Rows far below the others are cut off, with an arrow; their number stands beside them.
+    """
+    _, axis = plt.subplots(figsize=(6.4, 1 + 0.36 * len(rows)))
+    beside = {"xycoords": IN_ROW, "va": "center", "family": "monospace", "fontsize": 9}
+    found = [interval(values) for values, _, _ in rows.values()]
+    lows = [each.low for each in found]
+    left = np.median(lows) - 0.06
+    for row, (values, kept, seconds) in enumerate(rows.values()):
+        mean = found[row].mean
+        axis.plot(values, np.full(len(values), row), "o", color="grey", markersize=3.5, alpha=0.6)
+        axis.errorbar(mean, row, xerr=whiskers(found[row]), fmt="D", color=COLOURS[0], capsize=4)
+        if mean < left:
+            axis.annotate("◀ far below", (0.01, row), color=COLOURS[3], **beside)
+        duration = f"{1000 * seconds:,.0f} ms" if seconds else "–"
+        axis.annotate(f"{mean:>8.1%}  {kept:>4}  {kept * megabytes:>6.2f}  {duration:>8}", (1.02, row), **beside)
+    axis.annotate(f"{'accuracy':>8}  {'nets':>4}  {'MB':>6}  {'to make':>8}", (1.02, -0.8), **beside)
+    axis.set(title=title, xlabel="accuracy", xlim=(max(left, min(lows) - 0.01), None))
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    percent(axis, "x")
+    plt.show()
+
+
+def price_sheet(
+    rows: Mapping[str, tuple[Mapping[str, Float[Tensor, " seeds"]], Sequence[str]]],
+    columns: Sequence[str],
+    quantity: str,
+    title: str,
+) -> None:
+    """One row a way: what it reaches, {what: values} with the intervals, on a log scale; and beside it what it costs.
+
+    rows: {way: ({what: values}, one text a column)}
+    """
+    figure, axis = plt.subplots(figsize=(11, 1.3 + 0.42 * len(rows)))
+    figure.subplots_adjust(left=0.23, right=0.58)
+    kinds = list(dict.fromkeys(what for losses, _ in rows.values() for what in losses))
+    looks = {what: {"color": COLOURS[k], "marker": "oD"[k % 2], "linestyle": "none"} for k, what in enumerate(kinds)}
+    for row, (losses, texts) in enumerate(rows.values()):
+        for what, values in losses.items():
+            found = interval(values)
+            axis.errorbar(found.mean, row, xerr=whiskers(found), capsize=3, **looks[what])
+        _beside(axis, row, texts)
+    _beside(axis, -0.75, columns, weight="bold")
+    axis.set(xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.5))
+    axis.set_yticks(range(len(rows)), list(rows))
+    left, right = axis.get_xlim()
+    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10) if left <= tick <= right]
+    ticks = ticks or [left, right]
+    axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_title(title, pad=26)
+    marks = [Line2D([], [], label=what, **look) for what, look in looks.items()]
+    axis.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False)
+    plt.show()
+
+
+def _beside(axis: Axes, row: float, texts: Sequence[str], weight: str = "normal") -> None:
+    """Texts to the right of the picture, a column each."""
+    for k, text in enumerate(texts):
+        place = (1.28 + 0.31 * k, row)
+        axis.annotate(text, place, xycoords=IN_ROW, va="center", ha="right", weight=weight, fontsize=9)
+
+
+def class_accuracy(
+    classes: Sequence[str], rows: Mapping[str, Float[Tensor, "seeds classes"]], title: str, what: str = "kind"
+) -> None:
+    """Accuracy per kind (or what else there is), one colour an owner, a line between them where they differ."""
+    _, axis = plt.subplots()
+    places = np.arange(len(classes))
+    found = {name: interval(values) for name, values in rows.items()}
+    means = [each.mean for each in found.values()]
+    axis.vlines(places, np.min(means, axis=0), np.max(means, axis=0), color="lightgrey", linewidth=5, zorder=0)
+    for k, (name, each) in enumerate(found.items()):
+        look = {"fmt": "o", "markersize": 8, "color": COLOURS[k], "capsize": 3}
+        axis.errorbar(places, each.mean, whiskers(each), label=name, **look)
+    axis.set(title=title, xlabel=what, ylabel="accuracy", ylim=(0, 1.05))
+    axis.set_xticks(places, classes)
+    axis.grid(visible=False, axis="x")
+    axis.legend(loc="lower center", ncols=len(rows))
+    percent(axis)
+    plt.show()
+
+
+def class_arrows(
+    before: Float[Tensor, "seeds classes"],
+    changes: Mapping[str, Float[Tensor, "seeds classes"]],
+    known: Bool[Tensor, " classes"],
+    classes: Sequence[str],
+    title: str,
+) -> None:
+    """Accuracy by kind before and after: {panel: change in points}, an arrow a kind, from mean to mean.
+
+    known: kinds on a grey ground, those that the buyer knew best
+    """
+    figure, axes = plt.subplots(1, len(changes), figsize=(9.6, 3.8), sharey=True, squeeze=False, layout="constrained")
+    starts = before.mean(dim=0).tolist()
+    for axis, (name, change) in zip(axes[0], changes.items(), strict=True):
+        ends = (before + change / 100).mean(dim=0).tolist()
+        for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            colour = COLOURS[2] if end >= start else COLOURS[3]
+            look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.5, "mutation_scale": 9}
+            axis.annotate("", (k, end), (k, start), arrowprops={**look, "shrinkA": 0, "shrinkB": 0})
+            axis.plot(k, start, "o", color=colour, markersize=5)
+            if known[k]:
+                axis.axvspan(k - 0.5, k + 0.5, color="grey", alpha=0.15, linewidth=0)
+        axis.set(title=name, xlabel="kind (grey: knew it well)", xlim=(-0.5, len(classes) - 0.5))
+        axis.set_xticks(range(len(classes)), classes)
+        axis.grid(visible=False, axis="x")
+    axes[0, 0].set(ylabel="accuracy, before → after")
+    percent(axes[0, 0])
+    headline(figure, title)
+    plt.show()
+
+
+def gain_rows(
+    names: Sequence[str],
+    quoted: Float[Tensor, " Q"],
+    audited: Interval,
+    tested: Float[Tensor, " Q"],
+    title: str,
+) -> None:
+    """One row a purchase: its gain as told on `quote`, as audited with its interval, and on `test`; accuracy points."""
+    _, axis = plt.subplots(figsize=(7.2, 1.2 + 0.32 * len(names)))
+    places = np.arange(len(names))
+    look = {"fmt": "D", "color": COLOURS[0], "capsize": 4, "label": "audited, 95 % interval over images"}
+    axis.errorbar(audited.mean, places, xerr=whiskers(audited), **look)
+    axis.plot(audited.low, places, "|", color=COLOURS[0], markersize=14, markeredgewidth=3, label="what is paid for")
+    axis.plot(quoted, places, "o", markerfacecolor="white", color=COLOURS[1], label="told, where it was chosen")
+    axis.plot(tested, places, "x", color="black", label="on test")
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(title=title, xlabel="gain (accuracy points)")
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()

@@ -1,0 +1,41 @@
+"""Images: examples and first-layer weights, to look at rather than to read off."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from jaxtyping import Float
+from torch import Tensor
+
+from paramarket.plot.style import headline
+
+
+def image_row(images: Float[Tensor, "n channels height width"], captions: Sequence[str], title: str) -> None:
+    """Images side by side, each with what there is to say of it."""
+    texts = [caption.split("\n") for caption in captions]
+    lines = max(len(text) for text in texts)
+    longest = max(len(line) for text in texts for line in text)
+    size = (max(1.1, 0.085 * longest) * len(images), 1.5 + 0.17 * lines)
+    figure, axes = plt.subplots(1, len(images), figsize=size, squeeze=False, layout="constrained")
+    for axis, image, caption in zip(axes[0], images, captions, strict=True):
+        axis.imshow(image.mean(dim=0).numpy(), cmap="gray_r")
+        axis.set_title(caption, fontsize=9, weight="normal", loc="center")
+        axis.set_axis_off()
+    headline(figure, title)
+    plt.show()
+
+
+def filters(rows: Mapping[str, Float[Tensor, "units height width"]], first: int, title: str) -> None:
+    """First-layer weights as images, one row a network: red pixels speak for a unit, blue ones against it."""
+    units = max(len(images) for images in rows.values())
+    size = (1.05 * units + 0.4, 1.05 * len(rows) + 0.7)
+    figure, axes = plt.subplots(len(rows), units, figsize=size, squeeze=False, layout="constrained")
+    for row, (name, images) in enumerate(rows.items()):
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for unit, image in enumerate(images):
+            top = image.abs().max().item()
+            axes[row, unit].imshow(image.numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
+            axes[row, unit].set(xticks=[], yticks=[])
+            if row == 0:
+                axes[row, unit].set_title(f"unit {first + unit}", fontsize=9, weight="normal", loc="center")
+    headline(figure, title)
+    plt.show()

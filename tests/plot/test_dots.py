@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from paramarket import plot
+from paramarket.base import interval
+
+SEEDS = torch.rand(5, generator=torch.Generator().manual_seed(0))
+
+
+def test_ways_show_every_cost_and_cut_off_what_lies_far_below(drawn):
+    good = {f"way {k}": (0.9 + SEEDS / 50, 1, 0.02) for k in range(4)}
+    plot.ways(good | {"bad": (SEEDS / 10, 1, 0.0), "ensemble": (0.95 + SEEDS / 50, 3, 0.0)}, 0.5, "title")
+    (axis,) = drawn()
+    texts = [text.get_text() for text in axis.texts]
+    assert sum("far below" in text for text in texts) == 1
+    assert any("20 ms" in text for text in texts)
+    assert any("3    1.50" in text for text in texts)
+    assert axis.get_xlim()[0] > 0.7
+
+
+ONE = {"one": torch.tensor([0.9, 1.0, 1.1])}
+BOTH = ONE | {"mixed": torch.tensor([1.8, 2.0, 2.5])}
+COSTS = [("1,000", "60"), ("9,000", "61"), ("8,000", "480")]
+
+
+def sheet(*reached):
+    rows = {"abc"[k]: (each, COSTS[k]) for k, each in enumerate(reached)}
+    plot.price_sheet(rows, ["kept", "once"], "nats", "title")
+
+
+def test_a_price_sheet_has_a_row_a_way_from_the_top_and_its_costs_beside_it_under_their_headers(drawn):
+    sheet(BOTH, BOTH, ONE)
+    (axis,) = drawn()
+    assert (axis.get_title(), axis.get_title(loc="left"), axis.get_xlabel()).count("title") == 1
+    assert axis.get_xlabel() == "nats"
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.yaxis.get_inverted()
+    at = {text.get_text(): text.xy for text in axis.texts}
+    assert len(axis.texts) == len(at) == 8
+    for row, texts in enumerate(COSTS):
+        assert [at[text] for text in texts] == [(at["kept"][0], row), (at["once"][0], row)]
+    assert 1 < at["kept"][0] < at["once"][0]
+    assert at["kept"][1] == at["once"][1] < 0
+
+
+def test_a_price_sheet_marks_every_mean_in_its_row_with_its_interval(drawn):
+    sheet(BOTH, ONE)
+    (axis,) = drawn()
+    marks = {(round(line.get_xdata()[0], 4), line.get_ydata()[0]) for line in axis.lines}
+    for row, values in ((0, ONE["one"]), (0, BOTH["mixed"]), (1, ONE["one"])):
+        assert {(round(end, 4), row) for end in interval(values)} <= marks
+    assert len(marks) == 9
+    colours = [bars.lines[0].get_color() for bars in axis.containers]
+    assert colours[0] == colours[2] != colours[1]
+
+
+@pytest.mark.parametrize("reached", [(BOTH, BOTH, BOTH), (BOTH, ONE), (ONE, BOTH)])
+def test_the_legend_of_a_price_sheet_holds_each_kind_once(drawn, reached):
+    sheet(*reached)
+    (axis,) = drawn()
+    assert [text.get_text() for text in axis.get_legend().texts] == ["one", "mixed"]
+
+
+def test_class_accuracy_has_a_place_for_every_kind(drawn):
+    plot.class_accuracy(["a", "b"], {"A": torch.rand(5, 2), "B": torch.rand(5, 2)}, "title")
+    assert [label.get_text() for label in drawn()[0].get_xticklabels()] == ["a", "b"]
+
+
+def test_arrows_go_from_before_to_after_and_bear_the_colour_of_their_direction(drawn):
+    before = torch.tensor([[0.5, 0.9], [0.7, 0.7]])
+    change = torch.tensor([[10.0, -20.0], [10.0, 0.0]])
+    plot.class_arrows(before, {"free": change, "guarded": 0 * change}, torch.tensor([False, True]), ["a", "b"], "t")
+    free, guarded = drawn()
+    ends = [(arrow.xyann, arrow.xy) for arrow in free.texts]
+    for (start, end), (was, becomes) in zip(ends, [(0.6, 0.7), (0.8, 0.7)], strict=True):
+        assert (start[1], end[1]) == pytest.approx((was, becomes), abs=1e-6)
+    colours = [arrow.arrowprops["color"] for arrow in free.texts]
+    assert colours == [plot.COLOURS[2], plot.COLOURS[3]]
+    assert len(free.patches) == len(guarded.patches) == 1  # one kind was known well
+    assert [label.get_text() for label in guarded.get_xticklabels()] == ["a", "b"]
+
+
+def test_a_purchase_is_a_row_with_what_was_told_audited_and_true(drawn):
+    audited = interval(torch.rand(50, 3).numpy(), "examples")
+    plot.gain_rows(["x", "y", "z"], torch.tensor([1.0, 2.0, 3.0]), audited, torch.tensor([0.5, 1.5, 2.5]), "title")
+    (axis,) = drawn()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["x", "y", "z"]
+    data = [list(line.get_xdata()) for line in axis.lines]
+    assert [1.0, 2.0, 3.0] in data
+    assert [0.5, 1.5, 2.5] in data
+    assert audited.low.tolist() in data

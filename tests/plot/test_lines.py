@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from paramarket import plot
+from paramarket.base import interval
+from paramarket.train import Score
+
+
+def test_learning_curves_draw_mean_and_interval(drawn):
+    values = torch.rand(5, 4)
+    plot.learning_curves(range(4), {"A": values, "B": values + 1}, "title")
+    (axis,) = drawn()
+    assert torch.allclose(torch.tensor(axis.lines[0].get_ydata()), values.double().mean(0))
+    low = axis.collections[0].get_paths()[0].vertices[:, 1].min()
+    assert low == pytest.approx(interval(values).low.min())
+    assert axis.get_title(loc="left") == "title"
+    assert axis.get_xlabel() == "training (epochs)"
+
+
+def test_curves_share_ticks_and_one_legend(drawn):
+    lines = {"A": torch.rand(5, 3), "B": torch.rand(5, 3)}
+    plot.curves([0, 10, 20], {"20°": lines, "30°": lines}, ("steps", "loss"), "title")
+    axes = drawn()
+    assert [axis.get_title(loc="left") for axis in axes] == ["20°", "30°"]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0", "10", "20"]
+    assert [text.get_text() for text in axes[0].figure.legends[0].texts] == ["A", "B"]
+
+
+def test_a_turning_point_is_marked_in_both_rows(drawn):
+    losses, alike = {"merged": torch.rand(1, 5, 3) + 0.1}, {"block 4": torch.rand(1, 5, 3)}
+    plot.turning([0, 10, 20], ["20°"], losses, alike, [10], "title")
+    for axis in drawn():
+        assert [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == ":"] == [1.0]
+
+
+def test_a_loss_path_shows_loss_and_accuracy_from_a_to_b(drawn):
+    walked = Score(torch.rand(5, 3) + 1, torch.rand(5, 3), torch.rand(5, 3, 4))
+    plot.loss_path([0, 0.5, 1], {"as they are": walked}, "title")
+    loss, accuracy = drawn()
+    assert torch.allclose(torch.tensor(loss.lines[0].get_ydata()), walked.loss.double().mean(0))
+    assert torch.allclose(torch.tensor(accuracy.lines[0].get_ydata()), walked.accuracy.double().mean(0))
+    assert loss.get_ylim()[0] == 0
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["A", "half-way", "B"]
+
+
+def test_sweeps_have_a_panel_a_setting_and_name_its_values(drawn):
+    numbers, ends = {"matched": torch.rand(5, 2)}, torch.tensor([[0.8, 0.9]] * 5)
+    panels = {"width": ([16, 512], numbers, ends), "learning_rate": ([5e-4, 0.1], numbers, ends)}
+    plot.sweeps(panels, "barrier", "title")
+    first, second = drawn()
+    assert [label.get_text() for label in first.get_xticklabels()] == ["16\n80%", "512\n90%"]
+    assert second.get_xlabel() == "learning rate"
+    assert first.get_ylabel() == "barrier"
+
+
+def test_a_purchase_is_read_off_at_its_own_height(drawn):
+    curve = torch.tensor([[0.5, 0.6, 0.8], [0.6, 0.7, 0.8]])
+    plot.labels_curve([0, 50, 400], curve, {"free": (torch.tensor([0.7, 0.72]), torch.tensor([200.0, 210.0]))}, "t")
+    (axis,) = drawn()
+    dropped = axis.lines[1]
+    assert dropped.get_xdata() == pytest.approx([0, 205, 205])
+    assert dropped.get_ydata()[0] == pytest.approx(0.71)
+    assert [text.get_text() for text in axis.texts] == ["≈ 205"]
