@@ -1,7 +1,9 @@
 """What a purchase should cost, the deal that comes of it, and what the purchase is worth."""
 
+from paramarket.price.money import to_cents, whole_units
 from paramarket.price.rules import (
     Deal,
+    PriceRule,
     double_auction,
     fixed_price,
     linear_equilibrium,
@@ -9,21 +11,25 @@ from paramarket.price.rules import (
     posted_price,
     settle,
 )
-from paramarket.price.worth import expected_top, labels, lemons, parties, refund_rate, regressions, winners_curse
+from paramarket.price.theory import expected_maximum, refund_rate, regressions
+from paramarket.price.worth import labels_worth, lemon_market, surplus_parts, winners_curse
 
 __all__ = [
     "Deal",
+    "PriceRule",
     "double_auction",
-    "expected_top",
+    "expected_maximum",
     "fixed_price",
-    "labels",
-    "lemons",
+    "labels_worth",
+    "lemon_market",
     "linear_equilibrium",
     "nash_price",
-    "parties",
     "posted_price",
     "refund_rate",
     "regressions",
     "settle",
+    "surplus_parts",
+    "to_cents",
+    "whole_units",
     "winners_curse",
 ]

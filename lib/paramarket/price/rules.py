@@ -4,7 +4,7 @@ Values, costs and prices are in one unit of money: floats, or numpy arrays that 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.integrate import quad
@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from paramarket.errors import ParameterError
+from paramarket.price.money import whole_units
 
 Numbers = float | int | np.ndarray
 
@@ -20,7 +21,8 @@ class Deal(NamedTuple):
     """What came of an offer. Where nothing was sold, all is 0; where it was given back, the seller is out of its cost.
 
     traded, refunded: whether it was sold for good, or sold and given back · paid: by the buyer · received: by the
-    seller · buyer, seller, broker: what each gains. Where traded, the three add up to value - cost.
+    seller · buyer, seller, broker: what each gains. Where traded, the three add up to value - cost (as rounded, if
+    there is a smallest money).
     """
 
     traded: bool | np.ndarray
@@ -46,21 +48,34 @@ def settle(
     """The deal at a price, the only maker of deals: it comes about where agreed and cost ≤ received ≤ paid ≤ value.
 
     value, cost: what the buyer and the seller believe, or report · paid, received: prices, one price if `received` is
-    not given; NaN means that none was found · unit: the smallest money (.01 for cents), to which prices are rounded
-    first · promised, found: gains, in any one unit; where less was found than promised, the money goes back and the
-    seller has borne its cost for nothing (a guarantee, Akerlof 1970, section IV).
+    not given; NaN means that none was found · unit: the smallest money (.01 for cents): prices are rounded to it, the
+    value down to it and the cost up, before anything is compared; then every part of the deal is whole units
+    promised, found: gains, in any one unit; where less was found than promised, the money goes back and the seller has
+    borne its cost for nothing (a guarantee, Akerlof 1970, section IV).
+
+    >>> from paramarket import price
+    >>> price.settle(value=10, cost=4, paid=7, received=6)
+    Deal(traded=True, refunded=False, paid=7.0, received=6.0, buyer=3.0, seller=2.0, broker=1.0)
+    >>> price.settle(value=0.29, cost=0.29, paid=0.2901, unit=0.01).paid
+    0.29
     """
     received = paid if received is None else received
     promised, found = (0.0, 0.0) if promised is found is None else (promised, found)
     value, cost, paid, received = _numbers(value=value, cost=cost, paid=paid, received=received)
-    unit, agreed, promised, found = _numbers(unit=unit, agreed=agreed, promised=promised, found=found)
-    per = 1 / np.where(unit > 0, unit, 1)  # divided by below: 57 * .01 is more than .57, 57 / 100 is not
-    paid, received = (np.where(unit > 0, np.round(each * per) / per, each) for each in (paid, received))
+    smallest, agreed, promised, found = _numbers(unit=unit, agreed=agreed, promised=promised, found=found)
+    rounded = bool((smallest > 0).all())
+    if rounded:  # count units; at the end they are divided by `per`: 57 * .01 is more than .57, 57 / 100 is not
+        value, cost = whole_units(value, unit, "down"), whole_units(cost, unit, "up")
+        paid, received = whole_units(paid, unit), whole_units(received, unit)
     done = (agreed > 0) & (cost <= received) & (received <= paid) & (paid <= value)
-    traded, refunded = done & (found >= promised), done & (found < promised)
+    traded = done & (found >= promised)
+    refunded = done & (found < promised)
     paid, received = np.where(traded, paid, 0), np.where(traded, received, 0)
-    buyer, seller = np.where(traded, value, 0) - paid, received - np.where(done, cost, 0)
-    return Deal(*map(_plain, (traded, refunded, paid, received, buyer, seller, paid - received)))
+    buyer = np.where(traded, value, 0) - paid
+    seller = received - np.where(done, cost, 0)
+    per = 1 / unit if rounded else 1
+    money = [part / per for part in (paid, received, buyer, seller, paid - received)]
+    return Deal(*[_plain(part) for part in (traded, refunded, *money)])
 
 
 class Posted(NamedTuple):
@@ -77,30 +92,49 @@ def posted_price(values: Any, cost: Numbers = 0.0) -> Posted:
     values: a frozen continuous distribution of scipy.stats, or a sample [n]; a buyer with v = p buys. Of several prices
     with equal profit it is the lowest, which serves most buyers; if no value is above the cost, it is the cost, and the
     profit 0. Raises ParameterError if profit grows with the price without end.
+
+    >>> import numpy as np
+    >>> from paramarket import price
+    >>> price.posted_price(np.array([1.0, 2.0, 3.0, 4.0]))
+    Posted(price=2.0, profit=1.5, sale_probability=0.75)
     """
     (costs,) = _numbers(cost=cost)
-    if _known(values):
+    if _is_distribution(values):
         found = [_monopoly(values, each) for each in costs.flat]
-    elif np.ndim(values) == 1 and np.size(values) and np.isfinite(values).all():
+    elif _is_sample(values):
         found = [_empirical(np.sort(values), each) for each in costs.flat]
     else:
         raise ParameterError(f"values = {values!r}, expected a continuous distribution, or finite numbers [n], n ≥ 1.")
-    return Posted(*map(_plain, np.array(found, dtype=np.float64).T.reshape(3, *costs.shape)))
+    columns = np.array(found, dtype=np.float64).reshape(-1, 3).T
+    price, profit, sale_probability = columns.reshape(3, *costs.shape)
+    return Posted(_plain(price), _plain(profit), _plain(sale_probability))
 
 
 def _empirical(sample: np.ndarray, cost: float) -> tuple[float, float, float]:
+    """Price, profit and chance of a sale, from values in ascending order."""
+    if sample[-1] < cost:
+        return cost, 0.0, 0.0
     chance = 1 - np.searchsorted(sample, sample) / len(sample)  # searchsorted counts the values below
     profit = (sample - cost) * chance
     best = np.argmax(profit >= profit.max() * (1 - 1e-12))  # a smaller difference is rounding
-    return (sample[best], profit[best], chance[best]) if sample[-1] >= cost else (cost, 0.0, 0.0)
+    return sample[best], profit[best], chance[best]
 
 
 def _monopoly(values: Any, cost: float) -> tuple[float, float, float]:
-    if (above := values.sf(cost)) == 0:
+    """Price, profit and chance of a sale, from a distribution of values."""
+    above = values.sf(cost)
+    if above == 0:
         return cost, 0.0, 0.0
+
+    def profit(p: Numbers) -> Numbers:
+        return (p - cost) * values.sf(p)
+
+    def slope(p: Numbers) -> Numbers:
+        return values.sf(p) - (p - cost) * values.pdf(p)
+
     grid = values.isf(above * expit(np.linspace(-140, 40, 6001)))  # heavy tails need the quantile 1e-60
-    best = _peak(lambda p: (p - cost) * values.sf(p), lambda p: values.sf(p) - (p - cost) * values.pdf(p), grid)
-    return best, (best - cost) * values.sf(best), values.sf(best)
+    best = _peak(profit, slope, grid)
+    return best, profit(best), values.sf(best)
 
 
 class Fixed(NamedTuple):
@@ -118,22 +152,26 @@ def fixed_price(buyers: Any, sellers: Any) -> Fixed:
     is the mean and reaches half of the first best (Kang and Vondrák 2019). Of equally good prices it is the lowest; if
     nobody can trade, the lowest cost.
     """
-    if not (_known(buyers) and _known(sellers) and np.isfinite([buyers.mean(), sellers.mean()]).all()):
+    known = _is_distribution(buyers) and _is_distribution(sellers)
+    if not known or not np.isfinite([buyers.mean(), sellers.mean()]).all():
         raise ParameterError(f"{buyers!r}, {sellers!r}: expected continuous distributions with finite means.")
     if sellers.support()[0] >= buyers.support()[1]:
         return Fixed(float(sellers.support()[0]), 0.0, 0.0)
 
-    def gain(p: float, sold: float, bought: float) -> float:  # E[(v - p)+] · sold + E[(p - c)+] · bought
+    def weighed(p: float, sold: float, bought: float) -> float:
+        """E[(v - p)+] · sold + E[(p - c)+] · bought."""
         return (buyers.mean() - p + _shortfall(buyers, p)) * sold + _shortfall(sellers, p) * bought
 
-    shares = expit([-np.inf, *np.linspace(-9, 9, 31), np.inf])
-    best = _peak(
-        np.vectorize(lambda p: gain(p, sellers.cdf(p), buyers.sf(p))),
-        lambda p: gain(p, sellers.pdf(p), -buyers.pdf(p)),
-        np.append(buyers.ppf(shares), sellers.ppf(shares)),
-    )
-    chances = sellers.cdf(best), buyers.sf(best)
-    return Fixed(best, float(gain(best, *chances)), float(np.prod(chances)))
+    def gain(p: float) -> float:
+        return weighed(p, sellers.cdf(p), buyers.sf(p))
+
+    def slope(p: float) -> float:  # the other terms cancel: what a higher price takes from buyers, it gives to sellers
+        return weighed(p, sellers.pdf(p), -buyers.pdf(p))
+
+    quantiles = expit([-np.inf, *np.linspace(-9, 9, 31), np.inf])
+    grid = np.append(buyers.ppf(quantiles), sellers.ppf(quantiles))
+    best = _peak(np.vectorize(gain), slope, grid)
+    return Fixed(best, float(gain(best)), float(sellers.cdf(best) * buyers.sf(best)))
 
 
 def _shortfall(side: Any, p: float) -> float:
@@ -149,49 +187,48 @@ class Bargain(NamedTuple):
     feasible: bool | np.ndarray
 
 
+class PriceRule(Protocol):
+    """A price from two numbers: what a sale is worth to the buyer, and what it costs the seller, believed or reported.
+
+    Where value ≥ cost the price lies between them, both included; elsewhere it is NaN, and `feasible` is false. Arrays
+    broadcast. `nash_price` and `double_auction` are such rules.
+    """
+
+    def __call__(self, value: Numbers, cost: Numbers, /) -> Bargain: ...
+
+
 def nash_price(
     value: Numbers,
     cost: Numbers,
-    power: Numbers = 0.5,
     *,
+    power: Numbers = 0.5,
     outside_buyer: Numbers = 0.0,
     outside_seller: Numbers = 0.0,
-    utility: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Bargain:
-    """The bargain that maximises (u(v - p) - d_b)^(1 - power) (p - c - d_s)^power (Nash 1950; `power` is the seller's).
+    """The bargain that maximises (v - p - d_b)^(1 - power) (p - c - d_s)^power (Nash 1950; `power` is the seller's).
 
-    outside_buyer, outside_seller: d_b, d_s ≥ 0, what each has without the other · utility: u, in which d_b is measured,
-    concave, increasing, u(0) = 0, on arrays; if not given it is the money itself, and the price c + d_s + power (v - c
-    - d_b - d_s). Feasible where both can have d. Harm that the sale does to the seller belongs to its cost.
+    outside_buyer, outside_seller: d_b, d_s ≥ 0, what each has without the other. The price is c + d_s + power (v - c -
+    d_b - d_s), feasible where both can have d. Harm that the sale does to the seller belongs to its cost.
+
+    >>> from paramarket import price
+    >>> price.nash_price(value=10, cost=4)
+    Bargain(price=7.0, feasible=True)
+    >>> price.nash_price(value=3, cost=4)
+    Bargain(price=nan, feasible=False)
     """
     outside = {"outside_buyer": outside_buyer, "outside_seller": outside_seller}
-    value, cost, power, owed, least = _numbers(value=value, cost=cost, power=power, **outside)
-    pie = np.maximum(value - cost - least, 0)
-    if utility is None:
-        feasible, kept = value - cost >= owed + least, owed + (1 - power) * (pie - owed)
-    elif not np.allclose(utility(np.zeros(1)), 0) or not np.isfinite(utility(pie)).all():
-        raise ParameterError(f"utility(0) = {utility(np.zeros(1))}, expected 0, and finite numbers up to value - cost.")
-    else:
-        feasible, kept = (value - cost >= least) & (utility(pie) >= owed), _kept(utility, pie, owed, power)
-    inside = np.minimum(np.maximum(value - kept, cost), value)  # rounding must not leave it
-    return Bargain(_plain(np.where(feasible, inside, np.nan)), _plain(feasible))
+    value, cost, power, buyer_has, seller_has = _numbers(value=value, cost=cost, power=power, **outside)
+    feasible = value - cost >= buyer_has + seller_has
+    pie = np.maximum(value - cost - seller_has, 0)
+    buyer_gains = buyer_has + (1 - power) * (pie - buyer_has)
+    price = np.clip(value - buyer_gains, cost, value)  # rounding must not leave the bargain
+    return Bargain(_plain(np.where(feasible, price, np.nan)), _plain(feasible))
 
 
-def _kept(utility: Callable, pie: Numbers, owed: Numbers, power: Numbers) -> Numbers:
-    """The buyer's share of the pie, by golden section: the product has one peak, and a share too small counts as -1."""
-    low, high = np.zeros_like(pie), pie
-    for _ in range(80):  # .618^80 = 2e-17
-        step = (5**0.5 - 1) / 2 * (high - low)
-        shares = np.stack([high - step, low + step])
-        excess, rest = utility(shares) - owed, np.maximum(pie - shares, 0)
-        product = np.where(excess < 0, -1, np.maximum(excess, 0) ** (1 - power) * rest**power)
-        low, high = np.where(product[0] <= product[1], [shares[0], high], [low, shares[1]])
-    return (low + high) / 2
-
-
-def double_auction(bid: Numbers, ask: Numbers, k: Numbers = 0.5) -> Bargain:
+def double_auction(bid: Numbers, ask: Numbers, *, k: Numbers = 0.5) -> Bargain:
     """The price k bid + (1 - k) ask where bid ≥ ask (Chatterjee and Samuelson 1983): Nash's price of what is said."""
-    return nash_price(*_numbers(bid=bid, ask=ask, k=k))
+    bid, ask, k = _numbers(bid=bid, ask=ask, k=k)
+    return nash_price(bid, ask, power=k)
 
 
 class Strategies(NamedTuple):
@@ -209,10 +246,16 @@ def linear_equilibrium(k: float = 0.5) -> Strategies:
     mechanisms without subsidy: 9/64 are gained instead of 1/6 (Myerson and Satterthwaite 1983).
     """
     (k,) = _numbers(k=k)
-    return Strategies(
-        lambda value: _plain(np.minimum((_numbers(v=value)[0] + k * (1 - k) / 2) / (1 + k), value)),
-        lambda cost: _plain(np.maximum(_numbers(c=cost)[0] / (2 - k) + (1 - k) / 2, cost)),
-    )
+
+    def bid(value: Numbers) -> float | np.ndarray:
+        (v,) = _numbers(v=value)
+        return _plain(np.minimum((v + k * (1 - k) / 2) / (1 + k), v))
+
+    def ask(cost: Numbers) -> float | np.ndarray:
+        (c,) = _numbers(c=cost)
+        return _plain(np.maximum(c / (2 - k) + (1 - k) / 2, c))
+
+    return Strategies(bid, ask)
 
 
 def _peak(curve: Callable, slope: Callable, grid: np.ndarray) -> float:
@@ -228,8 +271,17 @@ def _peak(curve: Callable, slope: Callable, grid: np.ndarray) -> float:
     return float(max(grid[best], turn, key=curve))
 
 
-def _known(side: Any) -> bool:
-    return hasattr(side, "pdf") and np.ndim(side.mean()) == 0 and not np.isnan(side.support()).any()
+def _is_distribution(values: Any) -> bool:
+    """Whether it is one frozen continuous distribution: with all methods used here, and parameters that make sense."""
+    methods = ("pdf", "cdf", "sf", "ppf", "isf", "mean", "support")
+    if not all(hasattr(values, method) for method in methods):
+        return False
+    return np.ndim(values.mean()) == 0 and not np.isnan(values.support()).any()
+
+
+def _is_sample(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind in "fiu" and array.ndim == 1 and array.size > 0 and bool(np.isfinite(array).all())
 
 
 def _numbers(**given: Any) -> list[np.ndarray]:
