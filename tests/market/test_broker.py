@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import equal, shuffle
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from paramarket import align, market, stack, train
 from paramarket.base import interval
 from paramarket.data import Split
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.stack import Residual
 
 NETS = {
@@ -39,7 +40,7 @@ def split(digits):
 def lines(net, buyers, sellers, seed=0):
     """Lineups of models that know nothing of each other."""
     models = stack.init(net, buyers * (1 + sellers), seed)
-    return {name: tensor.unflatten(0, (buyers, 1 + sellers)) for name, tensor in models.items()}
+    return stack.unflat(models, (buyers, 1 + sellers))
 
 
 def drawn(seed, n=30, shape=(6,), classes=3):
@@ -50,7 +51,7 @@ def drawn(seed, n=30, shape=(6,), classes=3):
 def deal(seed, sellers=1, shares=(0.25, 0.5, 0.9), parts="whole"):
     """Three small lineups, the mixtures to try, and examples."""
     models = lines(SMALL, 3, sellers, seed)
-    return models, market.mixtures(shares, market.layer_count(models), sellers, parts), drawn(seed)
+    return models, market.purchase_weights(shares, len(stack.layers(models)), sellers=sellers, parts=parts), drawn(seed)
 
 
 def alone(net, params, split):
@@ -69,7 +70,7 @@ def alone(net, params, split):
     st.sampled_from(market.PARTS),
 )
 def test_every_mixture_is_whole_and_the_first_is_no_purchase(shares, layers, sellers, parts):
-    weights = market.mixtures(shares, layers, sellers, parts)
+    weights = market.purchase_weights(shares, layers, sellers=sellers, parts=parts)
     groups = {1: 1, 2: 3, 3: 7}[sellers]
     assert len(weights) == 1 + len(shares) * groups * (1 + layers if parts == "layers" else 1)
     assert torch.allclose(weights.sum(dim=-1), torch.ones(len(weights), layers))
@@ -80,25 +81,30 @@ def test_every_mixture_is_whole_and_the_first_is_no_purchase(shares, layers, sel
 
 
 def test_every_group_of_three_sellers_gets_every_share():
-    weights = market.mixtures([0.3, 0.6], 1, 3)[1:, 0]
+    weights = market.purchase_weights([0.3, 0.6], 1, sellers=3)[1:, 0]
     groups = [g for size in (1, 2, 3) for g in itertools.combinations((1, 2, 3), size)]
     assert [
         (tuple((row[1:] > 0).nonzero().flatten().add(1).tolist()), round(1 - row[0].item(), 6)) for row in weights
     ] == [(group, share) for group in groups for share in (0.3, 0.6)]
 
 
+def test_weights_for_another_number_of_layers_are_refused():
+    with pytest.raises(ShapeError, match="weights for 3 layers, expected 2: 1, 3"):
+        market.mix_layers(lines(SMALL, 2, 1), torch.rand(2, 4, 3, 2))
+
+
 def test_an_unknown_part_is_refused():
     with pytest.raises(ParameterError, match=r"unknown parts 'layer'\. Did you mean 'layers'\?"):
-        market.mixtures([0.5], 2, parts="layer")
+        market.purchase_weights([0.5], 2, parts="layer")
 
 
 @pytest.mark.parametrize("name", ["MLP", "residual MLP", "convolutions"])
 def test_a_mixture_of_one_layer_changes_only_that_layer(name):
     net = NETS[name]()
-    models, layers = lines(net, 2, 1), list(dict.fromkeys(key.rpartition(".")[0] for key in lines(net, 1, 1)))
-    assert market.layer_count(models) == len(layers)
-    weights = market.mixtures([0.4], len(layers), parts="layers")
-    made = market.mixed(models, weights.expand(2, -1, -1, -1))
+    models = lines(net, 2, 1)
+    layers = stack.layers(models)
+    weights = market.purchase_weights([0.4], len(layers), parts="layers")
+    made = market.mix_layers(models, weights.expand(2, -1, -1, -1))
     for c, layer in enumerate(layers, start=2):  # 0 is no purchase, 1 the whole net
         for key, tensor in made.items():
             own, other = models[key][:, 0], models[key][:, 1]
@@ -113,10 +119,10 @@ def test_a_mixture_of_one_layer_changes_only_that_layer(name):
 def test_all_mixtures_at_once_are_each_mixture_by_itself(name, block, split):
     net = NETS[name]()
     models = lines(net, 3, 2)
-    weights = market.mixtures([0.2, 0.7], market.layer_count(models), 2, "layers")
+    weights = market.purchase_weights([0.2, 0.7], len(stack.layers(models)), sellers=2, parts="layers")
     few = Split(split.x[:20], split.y[:20])
-    loss, hit = market.tried(net, models, weights, few, block)
-    made = market.mixed(models, weights.expand(3, -1, -1, -1))
+    loss, hit = market.evaluate_mixtures(net, models, weights, few, block=block)
+    made = market.mix_layers(models, weights.expand(3, -1, -1, -1))
     for q, c in itertools.product(range(3), range(len(weights))):
         own_loss, own_hit = alone(net, stack.take(made, (q, c)), few)
         assert torch.allclose(loss[q, c], own_loss, atol=1e-5)
@@ -138,18 +144,18 @@ def test_the_order_of_a_sellers_units_changes_no_mixture(name, match, split):
     other = stack.take(models, 1)
     swapped = stack.join([stack.take(models, 0), align.permute(spec, shuffle(spec, other, name), other)])
     assert equal(models, swapped) == (not align.sizes(spec, other))
-    weights = market.mixtures([0.25, 0.5, 0.75], market.layer_count(models))
-    losses = [
-        market.tried(net, market.lineup(net, spec, both, [0], [[1]], match, split.x), weights, split)[0]
-        for both in (models, swapped)
-    ]
+    weights = market.purchase_weights([0.25, 0.5, 0.75], len(stack.layers(models)))
+    losses = []
+    for both in (models, swapped):
+        line = market.lineup(net, spec, both, buyers=[0], sellers=[[1]], match=match, x=split.x)
+        losses.append(market.evaluate_mixtures(net, line, weights, split).losses)
     assert torch.allclose(*losses, atol=1e-4)
 
 
 def test_without_a_match_the_models_stay_as_they_are(split):
     net = NETS["MLP"]()
     spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
-    rows = market.lineup(net, spec, models, [2, 0], [[0, 1], [1, 2]], "none", split.x)
+    rows = market.lineup(net, spec, models, buyers=[2, 0], sellers=[[0, 1], [1, 2]], match="none", x=split.x)
     assert equal(rows, stack.take(models, torch.tensor([[2, 0, 1], [0, 1, 2]])))
 
 
@@ -164,7 +170,8 @@ def test_a_pair_is_matched_once_and_the_way_back_is_the_inverse(match, split, mo
         return asked[-1]
 
     monkeypatch.setattr(align, matcher.__name__, counted)
-    rows = market.lineup(net, spec, models, [0, 1, 2], [[1, 2], [0, 2], [0, 1]], match, split.x)
+    everyone, others = [0, 1, 2], [[1, 2], [0, 2], [0, 1]]
+    rows = market.lineup(net, spec, models, buyers=everyone, sellers=others, match=match, x=split.x)
     assert len(asked) == 3
     for p, (one, other) in zip(asked, [(0, 1), (0, 2), (1, 2)], strict=True):
         there = stack.take(rows, (one, 1 + [k for k in range(3) if k != one].index(other)))
@@ -177,7 +184,9 @@ def test_an_unknown_match_is_refused(split):
     net = NETS["MLP"]()
     spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=0)
     with pytest.raises(ParameterError, match=r"unknown match 'weight'\. Did you mean 'weights'\?"):
-        market.lineup(net, spec, models, [0], [[1]], "weight", split.x)
+        market.lineup(net, spec, models, buyers=[0], sellers=[[1]], match="weight", x=split.x)
+    with pytest.raises(ParameterError, match="2 buyers, sellers for 1"):
+        market.lineup(net, spec, models, buyers=[0, 1], sellers=[[1]], match="none", x=split.x)
 
 
 # Quotes
@@ -188,9 +197,11 @@ def test_a_quote_is_the_mixture_with_the_lowest_loss_and_never_a_harm(seed, sell
     models, weights, split = deal(seed, sellers, parts=parts)
     found = market.quote(SMALL, models, weights, split)
     assert (found.gain_nats >= 0).all()
-    assert torch.equal(found.choice, found.losses.argmin(dim=1))
+    least = found.losses.amin(dim=1)
     for q, c in enumerate(found.choice.tolist()):
         assert torch.equal(found.weights[q], weights[c])
+        assert found.losses[q, c] <= (1 + 1e-6) * least[q]
+        assert (found.losses[q, :c] > (1 + 1e-6) * least[q]).all()
         got, had = (alone(SMALL, each, split) for each in (stack.take(found.models, q), stack.take(models, (q, 0))))
         assert found.losses[q, c].item() == pytest.approx(got[0].mean().item(), abs=1e-5)
         assert found.gain_nats[q].item() == pytest.approx((had[0].mean() - got[0].mean()).item(), abs=1e-5)
@@ -205,7 +216,7 @@ def test_more_sellers_are_never_a_worse_quote(seed):
     best = market.quote(SMALL, models, weights, split).losses.amin(dim=1)
     for seller in (1, 2, 3):
         one = stack.take(models, (slice(None), [0, seller]))
-        pair = market.quote(SMALL, one, market.mixtures((0.25, 0.5, 0.9), 2), split).losses.amin(dim=1)
+        pair = market.quote(SMALL, one, market.purchase_weights((0.25, 0.5, 0.9), 2), split).losses.amin(dim=1)
         assert (best <= pair + 1e-6).all()
 
 
@@ -214,11 +225,10 @@ def test_more_sellers_are_never_a_worse_quote(seed):
 def test_a_seller_equal_to_the_buyer_brings_nothing(name, match, split):
     net = NETS[name]()
     spec, models = align.permutation_spec(net, split.x[:1]), stack.take(stack.init(net, 1, seed=0), [0, 0])
-    both = market.lineup(net, spec, models, [0], [[1]], match, split.x)
-    weights = market.mixtures([0.0, 0.3, 0.5, 1.0], market.layer_count(both))
+    both = market.lineup(net, spec, models, buyers=[0], sellers=[[1]], match=match, x=split.x)
+    weights = market.purchase_weights([0.0, 0.3, 0.5, 1.0], len(stack.layers(both)))
     found = market.quote(net, both, weights, split)
-    assert 0 <= found.gain_nats.item() < 1e-5
-    assert found.gain_points.item() == 0
+    assert found.choice.item() == found.gain_nats.item() == found.gain_points.item() == 0
     assert found.losses[0, [1, 4]].tolist() == pytest.approx([found.losses[0, 0].item()] * 2, abs=1e-6)
 
 
@@ -236,7 +246,7 @@ def test_no_purchase_costs_more_on_known_classes_than_the_guard_allows(seed, bou
     models, weights, split = deal(seed)
     own = torch.zeros(3, 3, dtype=torch.bool)
     own[:, classes] = True
-    found = market.quote(SMALL, models, weights, split, own, bound)
+    found = market.quote(SMALL, models, weights, split, own_classes=own, max_class_loss=bound)
     at_home = torch.isin(split.y, torch.tensor(classes))
     for q in range(3):
         before = alone(SMALL, stack.take(models, (q, 0)), split)[1][at_home]
@@ -245,7 +255,8 @@ def test_no_purchase_costs_more_on_known_classes_than_the_guard_allows(seed, bou
             assert 100 * (before.float().mean() - after.float().mean()) <= bound + 1e-3
     assert (found.gain_nats >= 0).all()
     free = market.quote(SMALL, models, weights, split)
-    assert torch.equal(market.quote(SMALL, models, weights, split, own, 100.0).choice, free.choice)
+    loose = market.quote(SMALL, models, weights, split, own_classes=own, max_class_loss=100.0)
+    assert torch.equal(loose.choice, free.choice)
 
 
 def test_the_guard_keeps_a_buyer_from_unlearning_what_it_knows():
@@ -253,14 +264,42 @@ def test_the_guard_keeps_a_buyer_from_unlearning_what_it_knows():
     net = nn.Sequential(nn.Linear(1, 2))
     models = {"0.weight": torch.zeros(1, 2, 2, 1), "0.bias": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])}
     split = Split(torch.zeros(10, 1), torch.tensor([0] + [1] * 9))
-    weights, own = market.mixtures([0.2, 0.4, 0.8], 1), torch.tensor([[True, False]])
-    assert market.quote(net, models, weights, split, own, 100.0).choice.item() == 3
-    assert market.quote(net, models, weights, split, own, 99.0).choice.item() == 2
-    held = market.quote(net, models, weights, split, own, 0.0)
+    weights, own = market.purchase_weights([0.2, 0.4, 0.8], 1), torch.tensor([[True, False]])
+    quotes = {}
+    for bound in (100.0, 99.0, 0.0):
+        quotes[bound] = market.quote(net, models, weights, split, own_classes=own, max_class_loss=bound)
+    assert quotes[100.0].choice.item() == 3
+    assert quotes[99.0].choice.item() == 2
+    held = quotes[0.0]
     assert held.gain_points.item() == 0
     assert held.weights.flatten().tolist() == pytest.approx([0.6, 0.4])
     logits = torch.tensor([0.6 * 2, 0.4 * 2]).expand(10, 2)
     assert held.losses[0, 2].item() == pytest.approx(cross_entropy(logits, split.y).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("known", "lost"), [(300, 3), (200, 2), (300, 6), (700, 7), (1000, 30)])
+def test_what_costs_exactly_what_the_guard_allows_is_on_offer(known, lost):
+    """The buyer is right on all it knows, the seller on all but `lost` of it, and on much else; 1 point is 1 point."""
+    net = nn.Sequential(nn.Linear(2, 2))
+    weight = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]])
+    models = {"0.weight": weight, "0.bias": torch.zeros(1, 2, 2)}  # the seller takes one input for the other
+    one, other = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
+    x = torch.cat([one.expand(lost, -1), (one + other).expand(known - lost, -1), one.expand(2000, -1)])
+    split = Split(x, torch.tensor([0] * known + [1] * 2000))
+    allowed = 100 * lost / known
+    weights, own = market.purchase_weights([1.0], 1), torch.tensor([[True, False]])
+    for bound, choice in ((allowed, 1), (allowed - 0.01, 0)):
+        found = market.quote(net, models, weights, split, own_classes=own, max_class_loss=bound)
+        assert found.choice.item() == choice
+
+
+def test_of_equally_good_mixtures_the_first_is_chosen_no_purchase_before_all():
+    net = nn.Sequential(nn.Linear(1, 2))
+    models = {"0.weight": torch.zeros(1, 2, 2, 1), "0.bias": torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])}
+    split = Split(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1]))  # buyer and seller are mirror images, the middle best
+    weights = market.purchase_weights([1.0, 0.5, 0.5], 1)
+    assert market.quote(net, models, weights[[0, 1]], split).choice.item() == 0
+    assert market.quote(net, models, weights, split).choice.item() == 2
 
 
 def test_the_best_share_of_unbiased_regressions_weighs_by_precision():
@@ -272,8 +311,8 @@ def test_the_best_share_of_unbiased_regressions_weighs_by_precision():
         errors.append(noise @ torch.linalg.pinv(x).mT)
         spreads.append(torch.linalg.inv(x.mT @ x).trace().item())
     models = {"0.weight": torch.stack(errors, dim=1).unsqueeze(2)}  # a repeat is a lineup
-    weights = market.mixtures([k / 200 for k in range(1, 201)], 1)
-    mse = market.mixed(models, weights.expand(20_000, -1, -1, -1))["0.weight"].square().sum(dim=(2, 3)).mean(dim=0)
+    weights = market.purchase_weights([k / 200 for k in range(1, 201)], 1)
+    mse = market.mix_layers(models, weights.expand(20_000, -1, -1, -1))["0.weight"].square().sum(dim=(2, 3)).mean(dim=0)
     buyer, seller = spreads
     assert 1 - weights[mse.argmin(), 0, 0].item() == pytest.approx(buyer / (buyer + seller), abs=0.02)
     assert mse.min().item() == pytest.approx(buyer * seller / (buyer + seller), rel=0.02)
@@ -331,3 +370,39 @@ def test_an_audit_of_no_change_is_exactly_nothing(digits):
     found = market.audit(net, models, models, digits.audit)
     assert all((np.array(part) == 0).all() for part in found[:3])
     assert not found.class_points.any()
+
+
+# A second device
+
+
+def away(tensors, device):
+    return stack.map(lambda tensor: tensor.to(device), tensors)
+
+
+@pytest.mark.parametrize("match", market.MATCHES)
+@pytest.mark.parametrize("name", ["MLP", "residual MLP", "ReLU first"])
+def test_models_stay_on_their_device_and_what_is_shown_comes_back(name, match, split):
+    net = NETS[name]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    weights = market.purchase_weights([0.2, 0.5], len(stack.layers(models)), sellers=2)
+    meet = {"buyers": [0, 2], "sellers": [[1, 2], [0, 1]], "match": match}
+    own = torch.arange(20).view(2, 10) % 3 > 0
+
+    def purchase(models, examples, masks):
+        line = market.lineup(net, spec, models, **meet, x=examples.x)
+        offer = market.quote(net, line, weights, examples, own_classes=masks, max_class_loss=1.0)
+        return line, offer, market.audit(net, stack.take(line, (slice(None), 0)), offer.models, examples)
+
+    line, offer, found = purchase(models, split, own)
+    with second_device() as device:
+        there = Split(split.x.to(device), split.y.to(device))
+        for examples, masks in ((split, own), (there, own.to(device))):
+            far_line, far_offer, far_found = purchase(away(models, device), examples, masks)
+            assert stack.device(far_line) == stack.device(far_offer.models) == device
+            assert equal(away(far_line, "cpu"), line)
+            assert equal(away(far_offer.models, "cpu"), offer.models)
+            for got, wanted in zip(far_offer[:-1], offer[:-1], strict=True):
+                assert torch.equal(got, wanted)  # refuses what is away
+            assert all(np.array_equal(*both) for both in zip(far_found[:3], found[:3], strict=True))
+            assert torch.equal(far_found.changes, found.changes)
+            assert torch.equal(far_found.class_points.nan_to_num(), found.class_points.nan_to_num())

@@ -1,15 +1,18 @@
 import math
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import torch
 
 from paramarket import data
 from paramarket.base import stream
 from paramarket.errors import ParameterError
-from paramarket.market import AUTHORS, FORMS, GRID, RULES, Agent, Terms, plants
+from paramarket.market import AUTHORS, FORMS, GRID, RULES, Agent, Market, Splits, Terms, plants
+from paramarket.market.terms import check_market, check_splits
 
 NAN = math.nan
+NUMBERS = ("power", "cost", "fee", "claim", "warranted", "max_class_loss")
 
 
 @pytest.mark.parametrize(
@@ -21,17 +24,34 @@ NAN = math.nan
         ("parts", "layer", r"unknown parts 'layer'\. Did you mean 'layers'\?"),
         ("by", "losses", r"unknown by 'losses'\. Did you mean 'loss'\?"),
         *[
-            (name, value, rf"{name} = {value}, ")
+            (name, value, rf"^{name} = {value}, expected a number between 0 and 1\.$")
             for name in ("power", "fee", "warranted")
             for value in (-0.1, 1.1, NAN)
         ],
-        *[("cost", value, rf"cost = {value}, .*a cost from 0") for value in (-0.01, NAN)],
+        *[("cost", value, rf"^cost = {value}, expected a number between 0 and") for value in (-0.01, NAN, math.inf)],
+        *[("claim", value, rf"^claim = {value}, expected a number between -100 and 100") for value in (NAN, 101.0)],
+        *[("max_class_loss", value, rf"^max_class_loss = {value}, expected a number") for value in (-1.0, 101.0)],
         *[
-            (name, value, rf"{name} = {value}.*first and every from 1")
-            for name in ("first", "every")
-            for value in (0, -1)
+            (name, value, rf"^{name} = {value}, expected a whole number ≥ 1\.$")
+            for name in ("first", "every", "sellers")
+            for value in (0, -1, 1.5, True)
         ],
-        *[("sellers", value, rf"sellers = {value}: .*one to three sellers") for value in (0, 4)],
+        ("sellers", 4, "^sellers = 4, expected one to three"),
+        *[(name, "0.5", rf"^{name} = '0\.5', expected a number") for name in NUMBERS],
+        *[(name, True, rf"^{name} = True, expected a number") for name in NUMBERS],
+        *[(name, [0.5], rf"^{name} = \[0\.5\], expected a number") for name in NUMBERS],
+        *[(name, "2", rf"^{name} = '2', expected a whole number") for name in ("first", "every", "sellers")],
+        *[(name, ["x"], rf"^unknown {name} \['x'\]") for name in ("form", "match", "rule", "by", "parts")],
+        ("shares", (), r"^shares = \(\), expected one or more"),
+        ("shares", (0.5, 1.5), r"^a share in shares = 1\.5, expected a number between 0 and 1"),
+        ("shares", (-0.1,), r"^a share in shares = -0\.1,"),
+        ("shares", 0.5, r"^shares = 0\.5, expected a list of numbers"),
+        ("shares", "0.5", r"^shares = '0\.5', expected a list of numbers"),
+        ("shares", np.float32(0.5), r"^shares = np\.float32\(0\.5\), expected a list"),
+        ("shares", {0.5: 1}, r"^shares = \{0\.5: 1\}, expected a list"),
+        ("shares", ["0.5"], r"^a share in shares = '0\.5'"),
+        ("shares", [True], r"^a share in shares = True"),
+        ("shares", [[0.5]], r"^a share in shares = \[0\.5\]"),
     ],
 )
 def test_a_bad_term_is_refused_by_name(name, value, said):
@@ -59,7 +79,7 @@ def test_the_grid_is_the_authors_who_try_neither_nothing_nor_half_nor_all():
 
 
 def test_the_authors_setting_is_theirs():
-    """research/markets-and-contracts.md, 1.1: the second row, MNIST with Adam."""
+    """The second of the settings in their code, MNIST with Adam."""
     terms, how = AUTHORS["terms"], AUTHORS["how"]
     assert AUTHORS["hidden"] == [32, 32, 32, 16]
     assert AUTHORS["kept_share"] == 0.2
@@ -118,16 +138,61 @@ def test_plants_of_another_seed_hold_other_examples(digits):
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda shares: np.array(shares, dtype=object)])
+def test_shares_in_any_sequence_are_one_and_the_same_terms(make):
+    terms = Terms(shares=make([0.25, 0.5]))
+    assert terms == Terms(shares=(0.25, 0.5))
+    assert {terms: 1}[Terms(shares=[0.25, 0.5])] == 1  # hashable: markets are grouped by their terms
+    assert [type(share) for share in terms.shares] == [float, float]
+
+
+def test_numbers_of_numpy_are_numbers():
+    terms = Terms(cost=np.float32(2), fee=np.float64(0.5), power=1, sellers=np.int64(2), first=np.int32(3), claim=7)
+    assert terms == Terms(cost=2.0, fee=0.5, power=1.0, sellers=2, first=3, claim=7.0)
+    kinds = [type(getattr(terms, name)) for name in ("cost", "fee", "power", "claim", "sellers", "first")]
+    assert kinds == [float] * 4 + [int] * 2
+
+
+# What stands in the wrong place
+
+
+SOME = data.Split(torch.zeros(2, 1), torch.tensor([0, 1]))
+PAIR = [Agent("A", SOME), Agent("B", None)]
+
+
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("market", "said"),
     [
-        ({"shares": ()}, r"shares = \(\), expected one or more"),
-        ({"shares": (0.5, 1.5)}, r"shares = \(0\.5, 1\.5\)"),
-        ({"shares": (-0.1,)}, r"shares = \(-0\.1,\)"),
-        ({"max_class_loss": -1.0}, r"max_class_loss = -1\.0"),
-        ({"claim": float("nan")}, "claim = nan"),
+        (Market(Agent("A", None), Terms(), 0), r"^agents: expected a list of market\.Agent, got Agent\.$"),
+        (Market(["A", "B"], Terms(), 0), r"^agents: expected a list of market\.Agent, got a list with str in it"),
+        (Market({"A": PAIR[0]}, Terms(), 0), r"^agents: expected a list of market\.Agent, got dict"),
+        (Market(PAIR, {"rule": "audit"}, 0), r"^terms: expected market\.Terms, got dict"),
+        (Market(PAIR, Terms, 0), r"^terms: expected market\.Terms, got type"),
+        *[
+            (Market(PAIR, Terms(), seed), r"^the seed of a market = .*, expected a whole number ≥ 0")
+            for seed in (-1, True, 1.5, "0", None)
+        ],
+        (Market([Agent(1, None), PAIR[0]], Terms(), 0), "^the name of an agent is 1, expected text"),
+        (Market([Agent("A", SOME.x), PAIR[1]], Terms(), 0), r"^the split of agent A: expected data\.Split or None"),
+        *[
+            (Market([Agent("A", None, bid), PAIR[1]], Terms(), 0), rf"^the bid of agent A = {bid!r}, expected a number")
+            for bid in (-0.01, NAN, math.inf, True, "5")
+        ],
+        (Market([Agent("A", None, 1.0, [1]), PAIR[1]], Terms(), 0), "^the weights of agent A: expected one model"),
+        (Market([Agent("A", None, buys="no"), PAIR[1]], Terms(), 0), "^agent A: buys = 'no', expected True or False"),
+        (Market([PAIR[0], PAIR[0]], Terms(), 0), "^2 agents are called 'A': the ledger knows them by name"),
     ],
 )
-def test_what_cannot_be_tried_or_promised_is_refused(wrong, said):
+def test_what_is_no_market_is_refused_by_name_and_for_one_cause(market, said):
     with pytest.raises(ParameterError, match=said):
-        Terms(**wrong)
+        check_market(market)
+
+
+def test_a_market_of_numpys_numbers_is_a_market():
+    check_market(Market(tuple(PAIR), Terms(), np.int64(3)))
+    check_market(Market([Agent("A", None, np.float32(2.5)), Agent("B", None, 1)], Terms(), 0))
+
+
+def test_what_is_no_split_is_refused_by_name():
+    with pytest.raises(ParameterError, match=r"^audit: expected data\.Split, got tuple|^audit: .*a tuple with Tensor"):
+        check_splits(Splits(SOME, (SOME.x, SOME.y), SOME))

@@ -8,21 +8,29 @@ from paramarket.market.broker import (
     MATCHES,
     PARTS,
     Audit,
+    MixtureScores,
     Quote,
     audit,
-    layer_count,
+    evaluate_mixtures,
     lineup,
-    milliseconds,
-    mixed,
-    mixtures,
+    mix_layers,
+    purchase_milliseconds,
+    purchase_weights,
     quote,
-    tried,
 )
-from paramarket.market.classroom import FILE, Entries, hand_in, league, read, trading_day
-from paramarket.market.ledger import Ledger, move, opened, revert, written
-from paramarket.market.rounds import Books, Splits, meetings, trade
-from paramarket.market.run import Outcome, run
-from paramarket.market.terms import AUTHORS, FORMS, GRID, RULES, Agent, Market, Terms, plants
+from paramarket.market.classroom import FILE, Entries, hand_in, league, read_entries, trading_day
+from paramarket.market.ledger import (
+    Books,
+    Ledger,
+    open_accounts,
+    open_books,
+    pay,
+    record_quotes,
+    revert,
+    split_cents,
+)
+from paramarket.market.rounds import Outcome, meetings, run, trade
+from paramarket.market.terms import AUTHORS, FORMS, GRID, RULES, Agent, Market, Splits, Terms, plants
 
 __all__ = [
     "AUTHORS",
@@ -38,28 +46,30 @@ __all__ = [
     "Entries",
     "Ledger",
     "Market",
+    "MixtureScores",
     "Outcome",
     "Quote",
     "Splits",
     "Terms",
     "audit",
+    "evaluate_mixtures",
     "hand_in",
-    "layer_count",
     "league",
     "lineup",
     "meetings",
-    "milliseconds",
-    "mixed",
-    "mixtures",
-    "move",
-    "opened",
+    "mix_layers",
+    "open_accounts",
+    "open_books",
+    "pay",
     "plants",
+    "purchase_milliseconds",
+    "purchase_weights",
     "quote",
-    "read",
+    "read_entries",
+    "record_quotes",
     "revert",
     "run",
+    "split_cents",
     "trade",
     "trading_day",
-    "tried",
-    "written",
 ]

@@ -1,12 +1,11 @@
 """The broker: lines up a buyer with its sellers, tries every mixture on `quote`, measures the chosen one on `audit`.
 
 A lineup is a buyer and those it may buy from, one behind the other, in the buyer's order of units: a stack [Q, M] for Q
-buyers and M - 1 sellers each. All buyers are served at once.
+buyers and M - 1 sellers each. All buyers are served at once. Models stay on their device, numbers come back on the CPU.
 """
 
 import itertools
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,15 +14,154 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from paramarket import align
+from paramarket import align, stack
 from paramarket.align import Permutations, PermutationSpec
 from paramarket.base import Interval, interval
 from paramarket.data import Split
-from paramarket.errors import ParameterError, unknown
-from paramarket.stack import Stack, flat, forward, init, is_dense, join, mix, run, take
+from paramarket.errors import ParameterError, ShapeError, unknown
+from paramarket.stack import Params, Stack
 
 MATCHES = ("none", "weights", "activations")
 PARTS = ("whole", "layers")
+
+
+def lineup(
+    net: nn.Module,
+    spec: PermutationSpec,
+    models: Stack,
+    *,
+    buyers: Sequence[int],
+    sellers: Sequence[Sequence[int]],
+    match: str,
+    x: Float[Tensor, "n ..."],
+) -> Stack:
+    """[Q, M]: each buyer and behind it its sellers, their units in the buyer's order.
+
+    buyers, sellers: numbers of models, and for each buyer those it may buy from · match: "none" | "weights" |
+    "activations" (on x). Every pair is matched once: what lays B onto A, backwards lays A onto B.
+    """
+    if match not in MATCHES:
+        raise ParameterError(unknown("match", match, MATCHES))
+    if len(buyers) != len(sellers):
+        raise ParameterError(f"{len(buyers)} buyers, sellers for {len(sellers)}: expected sellers for each buyer.")
+    orders: dict[tuple[int, int], Permutations] = {}
+    rows = []
+    for buyer, its_sellers in zip(buyers, sellers, strict=True):
+        target = stack.take(models, buyer)
+        row = [target]
+        for seller in its_sellers:
+            source = stack.take(models, seller)
+            if match == "none":
+                row.append(source)
+                continue
+            if (buyer, seller) not in orders:
+                order = _order(net, spec, target, source, match, x)
+                orders[buyer, seller] = order
+                orders[seller, buyer] = align.inverse(order)
+            row.append(align.permute(spec, orders[buyer, seller], source))
+        rows.append(stack.join(row))
+    return stack.join(rows)
+
+
+def _order(
+    net: nn.Module, spec: PermutationSpec, target: Params, source: Params, match: str, x: Tensor
+) -> Permutations:
+    if match == "weights":
+        return align.weight_matching(spec, target, source)
+    return align.activation_matching(spec, target, source, net=net, x=x)
+
+
+def purchase_weights(
+    shares: Sequence[float], layers: int, *, sellers: int = 1, parts: str = "whole"
+) -> Float[Tensor, "C layers M"]:
+    """The mixtures to try: how much of the buyer and of every seller goes into each layer; each row sums to 1.
+
+    The first is no purchase, so that a chosen gain is never negative. Then every share, of every seller and of equal
+    parts of every two, three and more of them, in the whole net; with parts = "layers" in each layer alone as well.
+
+    >>> from paramarket import market
+    >>> market.purchase_weights([0.25, 0.5], layers=1).squeeze(1)
+    tensor([[1.0000, 0.0000],
+            [0.7500, 0.2500],
+            [0.5000, 0.5000]])
+    """
+    if parts not in PARTS:
+        raise ParameterError(unknown("parts", parts, PARTS))
+    everyone = range(1, sellers + 1)
+    groups = [group for size in everyone for group in itertools.combinations(everyone, size)]
+    places = [slice(None)]
+    if parts == "layers":
+        places += range(layers)
+    weights = torch.zeros(1 + len(places) * len(groups) * len(shares), layers, 1 + sellers)
+    weights[:, :, 0] = 1
+    for row, (place, group, share) in enumerate(itertools.product(places, groups, shares), start=1):
+        weights[row, place, 0] = 1 - share
+        for seller in group:
+            weights[row, place, seller] = share / len(group)
+    return weights
+
+
+def mix_layers(models: Stack, weights: Float[Tensor, "Q C layers M"]) -> Stack:
+    """C mixtures of every lineup [Q, M], a stack [Q, C]: each layer by its own row of weights (see `stack.mix`)."""
+    layers = stack.layers(models)
+    if weights.shape[2] != len(layers):
+        raise ShapeError(f"weights for {weights.shape[2]} layers, expected {len(layers)}: {', '.join(layers)}.")
+    weights_of = dict(zip(layers, weights.unbind(dim=2), strict=True))
+    mixed = {}
+    for name, tensor in models.items():
+        mixed |= stack.mix(weights_of[stack.layer_of(name)], {name: tensor})
+    return mixed
+
+
+class MixtureScores(NamedTuple):
+    """Of Q lineups and C mixtures, on each of n examples: the loss (nats), and whether it is right. On the CPU."""
+
+    losses: Float[Tensor, "Q C n"]
+    hits: Bool[Tensor, "Q C n"]
+
+
+@torch.no_grad()
+def evaluate_mixtures(
+    net: nn.Module, models: Stack, weights: Float[Tensor, "C layers M"], split: Split, *, block: int = 2**19
+) -> MixtureScores:
+    """Every mixture of every lineup [Q, M] on every example.
+
+    block: numbers that a layer says at a time, few enough to stay in the processor's cache.
+    """
+    lineups, _, units = stack.leading(models, 3)  # behind Q and M: the units of the first layer
+    mixtures, n = len(weights), len(split)
+    batch = min(n, max(1, block // (units * mixtures)))
+    turn = max(1, block // (units * mixtures * batch))
+    x, y = stack.place(split.x, models), split.y.to(stack.device(models))
+    losses = x.new_empty(lineups, mixtures, n)
+    hits = x.new_empty(lineups, mixtures, n, dtype=torch.bool)
+    for q in range(0, lineups, turn):
+        some = stack.take(models, slice(q, q + turn))
+        mixed = stack.flat(mix_layers(some, weights.expand(stack.count(some), *weights.shape)))
+        for i in range(0, n, batch):
+            logits = _mixture_logits(net, some, mixed, weights, x[i : i + batch])
+            labels = y[i : i + batch].expand(len(logits), -1)
+            loss = cross_entropy(logits.mT, labels, reduction="none")  # classes not last: vectorised over examples
+            hit = logits.argmax(dim=-1) == labels
+            losses[q : q + turn, :, i : i + batch] = loss.unflatten(0, (-1, mixtures))
+            hits[q : q + turn, :, i : i + batch] = hit.unflatten(0, (-1, mixtures))
+    return MixtureScores(losses.cpu(), hits.cpu())
+
+
+def _mixture_logits(
+    net: nn.Module, models: Stack, mixed: Stack, weights: Float[Tensor, "C layers M"], x: Float[Tensor, "n ..."]
+) -> Float[Tensor, "QC n classes"]:
+    """Logits of all mixtures. What a linear first layer says is linear in its weights: the M products of a lineup serve
+    all its C mixtures."""
+    split = stack.split_first(net)
+    if split is None:
+        return stack.forward(net, mixed, x)
+    layer, rest = split
+    products = stack.linear(net, stack.flat(models), layer, x.flatten(1))  # [Q · M, n, units]
+    n, units = products.shape[1:]
+    by_lineup = products.view(-1, weights.shape[-1], n * units)  # [Q, M, n · units]
+    first = weights[:, 0].to(products) @ by_lineup  # [Q, C, n · units]
+    return stack.apply(rest, mixed, first.view(-1, n, units), shared=False, training=False)
 
 
 class Quote(NamedTuple):
@@ -31,7 +169,8 @@ class Quote(NamedTuple):
 
     choice: the mixture with the lowest loss · weights: its share of the buyer and of every seller, by layer
     gain_nats, gain_points (accuracy points), gain_relative (share of the loss before, the market paper's Delta): all
-    on the split that made the choice, so they flatter · losses (nats): of every mixture · models: what a buyer gets
+    on the split that made the choice, so they flatter · losses (nats): of every mixture · models: what a buyer gets, on
+    the models' device; all else on the CPU
     """
 
     choice: Int[Tensor, " Q"]
@@ -43,8 +182,52 @@ class Quote(NamedTuple):
     models: Stack
 
 
+def quote(
+    net: nn.Module,
+    models: Stack,
+    weights: Float[Tensor, "C layers M"],
+    split: Split,
+    *,
+    own_classes: Bool[Tensor, "Q classes"] | None = None,
+    max_class_loss: float = 100.0,
+) -> Quote:
+    """Try before you buy: for every lineup the mixture with the lowest loss on the split; of equal ones the first.
+
+    own_classes: those that a buyer already knows · max_class_loss: accuracy points that a purchase may cost on these,
+    on average; mixtures that cost more are not on offer. Never give the split that the gain is priced on.
+    """
+    scores = evaluate_mixtures(net, models, weights, split)
+    losses = scores.losses.mean(dim=-1)
+    accuracy = 100 * scores.hits.float().mean(dim=-1)
+    offered = losses
+    if own_classes is not None:
+        counted = own_classes.cpu()[:, split.y.cpu()]
+        offered = losses.masked_fill(_harmful(scores.hits, counted, max_class_loss), torch.inf)
+    choice = _first_least(offered)
+    buyers = torch.arange(len(choice))
+    chosen = weights.cpu()[choice]
+    gain_nats = losses[:, 0] - losses[buyers, choice]
+    gain_points = accuracy[buyers, choice] - accuracy[:, 0]
+    gain_relative = gain_nats / losses[:, 0]
+    bought = stack.take(mix_layers(models, chosen.unsqueeze(1)), (slice(None), 0))
+    return Quote(choice, chosen, gain_nats, gain_points, gain_relative, losses, bought)
+
+
+def _first_least(losses: Float[Tensor, "Q C"]) -> Int[Tensor, " Q"]:
+    """The first of the mixtures with the lowest loss; a difference of less than a millionth of it is rounding."""
+    equal = losses <= (1 + 1e-6) * losses.amin(dim=1, keepdim=True)
+    return equal.int().argmax(dim=1)
+
+
+def _harmful(hits: Bool[Tensor, "Q C n"], counted: Bool[Tensor, "Q n"], max_class_loss: float) -> Bool[Tensor, "Q C"]:
+    """Which mixtures cost a buyer more than so many accuracy points on the examples that count for it."""
+    right = (hits & counted.unsqueeze(1)).sum(dim=-1)
+    lost = right[:, :1] - right
+    return 100 * lost > max_class_loss * counted.sum(dim=1, keepdim=True)  # no division: exactly so many is allowed
+
+
 class Audit(NamedTuple):
-    """What a purchase changes on a split that did not choose it.
+    """What a purchase changes on a split that did not choose it. All on the CPU.
 
     gain_points (accuracy points), gain_nats, gain_relative (share of the loss before): [Q], with their interval over
     the examples · class_points: change of accuracy by class, points (NaN for a class without an example)
@@ -58,167 +241,31 @@ class Audit(NamedTuple):
     changes: Float[Tensor, "Q n"]
 
 
-def lineup(
-    net: nn.Module,
-    spec: PermutationSpec,
-    models: Stack,
-    buyers: Sequence[int],
-    sellers: Sequence[Sequence[int]],
-    match: str,
-    x: Float[Tensor, "n ..."],
-) -> Stack:
-    """[Q, M]: each buyer and behind it its sellers, their units in the buyer's order.
-
-    match: "none" | "weights" | "activations" (on x). Every pair is matched once: what lays B onto A, backwards lays A
-    onto B.
-    """
-    if match not in MATCHES:
-        raise ParameterError(unknown("match", match, MATCHES))
-    found: dict[tuple[int, int], Permutations] = {}
-    rows = []
-    for buyer, others in zip(buyers, sellers, strict=True):
-        target, row = take(models, buyer), [take(models, buyer)]
-        for seller in others:
-            source = take(models, seller)
-            if match != "none" and (buyer, seller) not in found:
-                found[buyer, seller] = _matched(net, spec, target, source, match, x)
-                found[seller, buyer] = align.inverse(found[buyer, seller])
-            row.append(source if match == "none" else align.permute(spec, found[buyer, seller], source))
-        rows.append(join(row))
-    return join(rows)
-
-
-def _matched(
-    net: nn.Module, spec: PermutationSpec, target: Stack, source: Stack, match: str, x: Tensor
-) -> Permutations:
-    if match == "weights":
-        return align.weight_matching(spec, target, source)
-    return align.activation_matching(spec, target, source, net=net, x=x)
-
-
-def mixtures(
-    shares: Sequence[float], layers: int, sellers: int = 1, parts: str = "whole"
-) -> Float[Tensor, "C layers M"]:
-    """The mixtures to try: how much of the buyer and of every seller goes into each layer; each row sums to 1.
-
-    The first is no purchase, so that a chosen gain is never negative. Then every share, of every seller and of equal
-    parts of every two and three of them, in the whole net; with parts = "layers" in each layer alone as well.
-    """
-    if parts not in PARTS:
-        raise ParameterError(unknown("parts", parts, PARTS))
-    groups = [g for size in range(1, sellers + 1) for g in itertools.combinations(range(1, sellers + 1), size)]
-    where = [slice(None), *range(layers if parts == "layers" else 0)]
-    weights = torch.zeros(1 + len(shares) * len(groups) * len(where), layers, 1 + sellers)
-    weights[:, :, 0] = 1
-    for row, (part, group, share) in enumerate(itertools.product(where, groups, shares), start=1):
-        weights[row, part, 0] = 1 - share
-        for seller in group:
-            weights[row, part, seller] = share / len(group)
-    return weights
-
-
-def mixed(models: Stack, weights: Float[Tensor, "Q C layers M"]) -> Stack:
-    """The mixtures of every lineup, [Q, C], each layer by its own row of weights (see `stack.mix`)."""
-    layers, made = list(dict.fromkeys(map(_layer, models))), {}
-    for k, layer in enumerate(layers):
-        made |= mix(weights[:, :, k], {name: tensor for name, tensor in models.items() if _layer(name) == layer})
-    return made
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def layer_count(models: Stack) -> int:
-    """How many layers `mixtures` and `mixed` tell apart: modules with parameters of their own."""
-    return len(set(map(_layer, models)))
-
-
-@torch.no_grad()
-def tried(
-    net: nn.Module, models: Stack, weights: Float[Tensor, "C layers M"], split: Split, block: int = 2**19
-) -> tuple[Float[Tensor, "Q C n"], Bool[Tensor, "Q C n"]]:
-    """Loss (nats) and hit of every mixture of every lineup on every example.
-
-    block: numbers that a layer says at a time, few enough to stay in the processor's cache.
-    """
-    first = next(iter(models.values()))
-    wide, count, n = first.shape[2] * len(weights), len(weights), len(split)
-    batch = min(n, max(1, block // wide))
-    turn = max(1, block // (wide * batch))
-    loss, hit = first.new_empty(len(first), count, n), first.new_empty(len(first), count, n, dtype=torch.bool)
-    for q in range(0, len(first), turn):
-        these = take(models, slice(q, q + turn))
-        whole = mixed(these, weights.expand(len(next(iter(these.values()))), *weights.shape))
-        row = flat(whole)
-        for i in range(0, n, batch):
-            here = slice(q, q + turn), slice(None), slice(i, i + batch)
-            logits = _answers(net, these, row, weights, split.x[i : i + batch].to(first))
-            y = split.y[i : i + batch].to(first.device).expand(len(logits), -1)
-            losses = cross_entropy(logits.mT, y, reduction="none")  # classes not last: vectorised over examples
-            loss[here], hit[here] = (of.unflatten(0, (-1, count)) for of in (losses, logits.argmax(dim=-1) == y))
-    return loss, hit
-
-
-def _answers(net: nn.Module, models: Stack, whole: Stack, weights: Tensor, x: Tensor) -> Float[Tensor, "QC n classes"]:
-    """Logits of all mixtures. What the first layer of an MLP says before its ReLU is linear in the weights: the M
-    products of a lineup serve all its C mixtures."""
-    names = list(net._modules)
-    k = next((k for k, part in enumerate(net._modules.values()) if not isinstance(part, nn.Flatten)), len(names))
-    if not is_dense(net) or k + 1 >= len(names) or f"{names[k]}.bias" not in models:
-        return forward(net, whole, x)
-    own = {name.removeprefix(names[k] + "."): models[name].flatten(0, 1) for name in models if _layer(name) == names[k]}
-    said = torch.baddbmm(own["bias"].unsqueeze(1), x.flatten(1).expand(len(own["bias"]), -1, -1), own["weight"].mT)
-    said = weights[:, 0].to(said) @ said.view(-1, weights.shape[-1], said[0].numel())  # [Q, C, n · units]
-    tail = nn.Sequential(OrderedDict((name, net._modules[name]) for name in names[k + 1 :]))
-    return run(tail, whole, said.view(-1, len(x), own["bias"].shape[1]), shared=False, training=False)
-
-
-def quote(
-    net: nn.Module,
-    models: Stack,
-    weights: Float[Tensor, "C layers M"],
-    split: Split,
-    own: Bool[Tensor, "Q classes"] | None = None,
-    max_class_loss: float = 100.0,
-) -> Quote:
-    """Try before you buy: for every lineup the mixture with the lowest loss on the split.
-
-    own: the classes that a buyer already knows · max_class_loss: accuracy points that a purchase may cost on these, on
-    average; mixtures that cost more are not on offer. Never give the split that the gain is priced on.
-    """
-    loss, hit = (each.cpu() for each in tried(net, models, weights, split))
-    losses, accuracy = loss.mean(dim=-1), 100 * hit.float().mean(dim=-1)
-    offered = losses.clone()
-    if own is not None:
-        known = own[:, split.y.cpu()].float().unsqueeze(-1)
-        at_home = 100 * (hit.float() @ known).squeeze(-1) / known.sum(dim=1)
-        offered[at_home < at_home[:, :1] - max_class_loss] = torch.inf
-    choice = offered.argmin(dim=1)
-    at, chosen = (torch.arange(len(choice)), choice), weights[choice]
-    gain, points = losses[:, 0] - losses[at], accuracy[at] - accuracy[:, 0]
-    made = take(mixed(models, chosen.unsqueeze(1)), (slice(None), 0))
-    return Quote(choice, chosen, gain, points, gain / losses[:, 0], losses, made)
-
-
 @torch.no_grad()
 def audit(net: nn.Module, before: Stack, after: Stack, split: Split) -> Audit:
     """Measure Q purchases anew: every buyer as it was and as it would be, on examples that chose nothing."""
-    logits, y = torch.stack([forward(net, models, split.x) for models in (before, after)]).cpu(), split.y.cpu()
-    losses = cross_entropy(logits.flatten(0, 2), y.repeat(logits[..., 0, 0].numel()), reduction="none")
-    was, becomes = losses.view(logits.shape[:-1])
-    change = 100 * (logits.argmax(dim=-1) == y).float().diff(dim=0)[0]
+    logits = torch.stack([stack.forward(net, before, split.x), stack.forward(net, after, split.x)]).cpu()
+    y = split.y.cpu()
+    labels = y.expand(logits.shape[:-1])  # [2, Q, n]
+    losses = cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+    loss_before, loss_after = losses.view(labels.shape)
+    right_before, right_after = (logits.argmax(dim=-1) == labels).float()
+    changes = 100 * (right_after - right_before)
     members = one_hot(y, logits.shape[-1]).float()
-    by_class = (change @ members) / members.sum(dim=0)
-    points, nats = (interval(gains.mT, "examples") for gains in (change, was - becomes))
-    before_it = was.mean(dim=-1).double().cpu().numpy()
-    return Audit(points, nats, Interval(*(part / before_it for part in nats)), by_class, change)
+    class_points = (changes @ members) / members.sum(dim=0)
+    points = interval(changes.mT, "examples")
+    nats = interval((loss_before - loss_after).mT, "examples")
+    had = loss_before.mean(dim=-1).double().numpy()
+    relative = Interval(nats.mean / had, nats.low / had, nats.high / had)
+    return Audit(points, nats, relative, class_points, changes)
 
 
-def milliseconds(net: nn.Module, weights: Float[Tensor, "C layers M"], split: Split, seed: int) -> float:
+def purchase_milliseconds(net: nn.Module, weights: Float[Tensor, "C layers M"], split: Split, *, seed: int) -> float:
     """The time that one purchase takes: matching, quote and audit, on networks that were never trained."""
-    spec, models = align.permutation_spec(net, split.x[:1]), init(net, 2, seed)
-    since = time.perf_counter()
-    row = lineup(net, spec, models, [0], [[1]], "activations", split.x)
-    audit(net, take(models, [0]), quote(net, row, weights, split).models, split)
-    return 1000 * (time.perf_counter() - since)
+    spec = align.permutation_spec(net, split.x[:1])
+    models = stack.init(net, 2, seed)
+    start = time.perf_counter()
+    line = lineup(net, spec, models, buyers=[0], sellers=[[1]], match="activations", x=split.x)
+    offer = quote(net, line, weights, split)
+    audit(net, stack.take(models, [0]), offer.models, split)
+    return 1000 * (time.perf_counter() - start)

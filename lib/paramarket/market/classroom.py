@@ -4,6 +4,7 @@ The folder holds one folder a student, `class/anna/me.safetensors`: weights and 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError
-from paramarket.market.rounds import Splits
-from paramarket.market.run import Outcome, run
-from paramarket.market.terms import Agent, Market, Terms
+from paramarket.market.rounds import Outcome, run
+from paramarket.market.terms import MOST_EUROS, Agent, Market, Splits, Terms
 from paramarket.stack import Params, Stack, card_of, compare, forward, join, load, save, take
 from paramarket.train import evaluate
 
@@ -33,36 +33,44 @@ class Entries(NamedTuple):
 
 def hand_in(folder: Path | str, params: Params, card: Mapping[str, str], bid: float) -> Path:
     """Write folder/me.safetensors. bid: the euros that one accuracy point more is worth to you."""
-    if not (math.isfinite(bid) and bid >= 0):
-        raise ParameterError(f"bid = {bid}, expected 0 euros or more.")
+    if not 0 <= bid <= MOST_EUROS:
+        raise ParameterError(f"bid = {bid}, expected 0 euros or more, up to {MOST_EUROS:g}.")
     path = Path(folder) / FILE
     save(path, params, {**card, "bid": repr(float(bid))})
     return path
 
 
-def read(folder: Path | str, net: nn.Module, card: Mapping[str, str], x: Float[Tensor, "n ..."]) -> Entries:
+def read_entries(folder: Path | str, net: nn.Module, card: Mapping[str, str], x: Float[Tensor, "n ..."]) -> Entries:
     """All that was handed in, by name. A file that is no model of this net, with this card, is named and left out.
 
     x: some examples, to see that every network has finite answers. Raises DataError if fewer than two remain.
     """
-    like = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    found, refused = {}, {}
+    names, models, bids, refused = [], [], [], {}
     for path in sorted(Path(folder).glob(f"*/{FILE}")):
+        name = path.parent.name
         try:
-            found[path.parent.name] = _entry(path, net, card, like, x)
+            entry = _entry(path, net, card, x)
         except ParamarketError as error:
-            refused[path.parent.name] = str(error)
-    if len(found) < 2:
+            refused[name] = str(error)
+            continue
+        names.append(name)
+        models.append(entry.params)
+        bids.append(entry.bid)
+    if len(names) < 2:
         turned = "; ".join(refused.values()) or "none was there"
-        raise DataError(f"{folder}: {len(found)} usable files */{FILE}, expected two or more. Refused: {turned}")
-    return Entries(
-        list(found), join([params for params, _ in found.values()]), [bid for _, bid in found.values()], refused
-    )
+        raise DataError(f"{folder}: {len(names)} usable files */{FILE}, expected two or more. Refused: {turned}")
+    return Entries(names, join(models), bids, refused)
 
 
-def _entry(path: Path, net: nn.Module, card: Mapping[str, str], like: Params, x: Tensor) -> tuple[Params, float]:
+class _Entry(NamedTuple):
+    params: Params
+    bid: float
+
+
+def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor) -> _Entry:
     params = {name: tensor.float() for name, tensor in load(path, card).items()}
-    compare(params, like, f"{path} and the net")
+    expected = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+    compare(params, expected, f"{path} and the net")
     if not forward(net, join([params]), x).square().sum().isfinite():
         raise WeightsError(f"{path}: its answers are not finite.")
     text = card_of(path).get("bid", "")
@@ -70,33 +78,48 @@ def _entry(path: Path, net: nn.Module, card: Mapping[str, str], like: Params, x:
         bid = float(text)
     except ValueError:
         bid = math.nan
-    if not (math.isfinite(bid) and bid >= 0):
+    if not 0 <= bid <= MOST_EUROS:
         raise WeightsError(f"{path}: its bid is {text!r}, expected 0 euros or more: write the file with hand_in.")
-    return params, bid
+    return _Entry(params, bid)
 
 
-def trading_day(net: nn.Module, entries: Entries, splits: Splits, terms: Terms, money: float = 1000.0) -> Outcome:
+def trading_day(net: nn.Module, entries: Entries, splits: Splits, terms: Terms, *, money: float = 1000.0) -> Outcome:
     """Everyone meets everyone once, as a buyer (if it asks one seller at a time); nobody trains. See `market.run`."""
-    who = enumerate(zip(entries.names, entries.bids, strict=True))
-    agents = [Agent(name, None, bid, take(entries.models, k)) for k, (name, bid) in who]
+    agents = []
+    for k, name in enumerate(entries.names):
+        agents.append(Agent(name, None, entries.bids[k], take(entries.models, k)))
     return run(net, [Market(agents, terms, 0)], splits, rounds=len(agents) - 1, steps=0, money=money)
 
 
 def league(
-    net: nn.Module, entries: Entries, outcome: Outcome, splits: Splits, value: float, money: float = 1000.0
+    net: nn.Module, entries: Entries, outcome: Outcome, splits: Splits, *, value: float, money: float = 1000.0
 ) -> pd.DataFrame:
     """One row a student, the best at the top: accuracy before and after (test), what was bought and sold, euros won.
 
     won: money at the end, less what was there, plus `value` euros for each point gained, the same for all: by its own
     bid, whoever overstates it would climb
     """
-    before, rows = evaluate(net, entries.models, splits.test).accuracy.cpu(), outcome.ledger.rows
-    before, after, euros = (each.double().numpy() for each in (before, outcome.accuracy[0, -1], outcome.euros[0, -1]))
+    before = evaluate(net, entries.models, splits.test).accuracy.cpu().double().numpy()
+    after = outcome.accuracy[0, -1].double().numpy()
     table = pd.DataFrame({"name": entries.names, "bid": entries.bids, "before": before, "after": after})
-    rows = rows[rows["traded"]] if len(rows) else pd.DataFrame({"buyer": [], "seller": []}, dtype=str)
-    for what, column in (("bought", "buyer"), ("sold", "seller")):
-        counts = rows[column].str.split(" + ", regex=False).explode().value_counts()
-        table[what] = table["name"].map(counts).fillna(0).astype(int)
-    table["money"] = euros[:-1] - money
+    bought, sold = _counts(outcome.ledger.rows)
+    table["bought"] = [bought[name] for name in entries.names]
+    table["sold"] = [sold[name] for name in entries.names]
+    table["money"] = outcome.euros[0, -1, :-1].numpy() - money
     table["won"] = table["money"] + value * 100 * (after - before)
     return table.sort_values("won", ascending=False, ignore_index=True).round(3)
+
+
+class _Counts(NamedTuple):
+    bought: Counter[str]
+    sold: Counter[str]
+
+
+def _counts(rows: pd.DataFrame) -> _Counts:
+    """How often everybody bought, and how often it had a part in what was sold."""
+    bought, sold = Counter(), Counter()
+    for trade in rows.itertuples():
+        if trade.traded:
+            bought[trade.buyer] += 1
+            sold.update(trade.sellers)
+    return _Counts(bought, sold)

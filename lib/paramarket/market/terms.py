@@ -1,10 +1,12 @@
-"""Who trades and how: agents, the terms of a market, and the market paper's own setting."""
+"""Who trades, on what terms, judged by which examples: agents, terms, markets, splits; the market paper's setting."""
 
-from collections.abc import Sequence
+import numbers
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
-from paramarket.base import stream
+from paramarket.base import stream, whole_number
 from paramarket.data import Split, holding
 from paramarket.errors import ParameterError, unknown
 from paramarket.market.broker import MATCHES, PARTS
@@ -15,10 +17,25 @@ RULES = ("word", "quote", "audit", "warranty", "reputation")
 MEASURES = ("accuracy", "loss")
 GRID = tuple(round(0.05 + 0.1 * k, 2) for k in range(10))  # the authors' purchase weights; no purchase is always there
 
+MOST_EUROS = 1e10  # for a point, or for a transfer: whatever comes of it, cents can count it
 
+_CHOICES = {"form": FORMS, "match": MATCHES, "rule": RULES, "by": MEASURES, "parts": PARTS}
+_NUMBERS = {  # the range of each, ends included
+    "power": (0.0, 1.0),
+    "fee": (0.0, 1.0),
+    "warranted": (0.0, 1.0),
+    "cost": (0.0, MOST_EUROS),
+    "claim": (-100.0, 100.0),
+    "max_class_loss": (0.0, 100.0),
+}
+_COUNTS = ("first", "every", "sellers")
+MOST_SELLERS = 3
+
+
+@no_type_check  # __post_init__ does it, naming the term
 @dataclass(frozen=True)
 class Terms:
-    """How a market trades.
+    """How a market trades. A number of any type will do, and any sequence of shares; they become float, int and tuple.
 
     form: "trade", "alone" (no market), or "average" (all take the mean, weighed by examples: FedAvg)
     match: how a seller's units are brought into the buyer's order, "none" | "weights" | "activations"
@@ -30,6 +47,14 @@ class Terms:
     by: gains in points of "accuracy", or in percent of the "loss" (the paper's Delta)
     power: the seller's, in the Nash price · cost: euros, the seller's for one transfer · fee: broker's share of a price
     first, every: rounds · sellers: how many a buyer asks in a round, in rotation · parts: "whole" | "layers"
+    Raises ParameterError naming the term.
+
+    >>> from paramarket import market
+    >>> terms = market.Terms(rule="quote", shares=[0.25, 0.5], cost=2)
+    >>> terms.shares, terms.cost
+    ((0.25, 0.5), 2.0)
+    >>> terms == market.Terms(rule="quote", shares=(0.25, 0.5), cost=2.0)
+    True
     """
 
     form: str = "trade"
@@ -49,20 +74,33 @@ class Terms:
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, known in {"form": FORMS, "match": MATCHES, "rule": RULES, "by": MEASURES, "parts": PARTS}.items():
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ParameterError(unknown(name, getattr(self, name), known))
-        for name in ("power", "fee", "warranted"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ParameterError(f"{name} = {getattr(self, name)}, expected a number between 0 and 1.")
-        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
-            raise ParameterError(f"shares = {self.shares}, expected one or more numbers between 0 and 1.")
-        if not (self.max_class_loss >= 0 and self.claim < float("inf")):
-            found = f"max_class_loss = {self.max_class_loss}, claim = {self.claim}"
-            raise ParameterError(f"{found}: expected 0 or more points, and a finite number of them.")
-        if not self.cost >= 0 or self.first < 1 or self.every < 1 or not 1 <= self.sellers <= 3:
-            found = f"cost = {self.cost}, first = {self.first}, every = {self.every}, sellers = {self.sellers}"
-            raise ParameterError(f"{found}: expected a cost from 0, first and every from 1, one to three sellers.")
+        for name, (low, high) in _NUMBERS.items():
+            object.__setattr__(self, name, number(name, getattr(self, name), low, high))
+        for name in _COUNTS:
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
+        if self.sellers > MOST_SELLERS:
+            raise ParameterError(f"sellers = {self.sellers}, expected one to three.")
+        object.__setattr__(self, "shares", _shares(self.shares))
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """The value as a float; ParameterError for text, True and False, and what is not between low and high."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high:
+        return float(value)
+    raise ParameterError(f"{name} = {value!r}, expected a number between {low:g} and {high:g}.")
+
+
+def _shares(given: Any) -> tuple[float, ...]:
+    shares = given.tolist() if hasattr(given, "tolist") else given  # of numpy, of torch
+    if not isinstance(shares, Iterable) or isinstance(shares, str | Mapping):
+        raise ParameterError(f"shares = {given!r}, expected a list of numbers between 0 and 1.")
+    shares = tuple(number("a share in shares", share, 0, 1) for share in shares)
+    if not shares:
+        raise ParameterError("shares = (), expected one or more numbers between 0 and 1.")
+    return shares
 
 
 class Agent(NamedTuple):
@@ -86,11 +124,13 @@ def plants(split: Split, classes: int, count: int, share: float, bid: float, see
     """
     if not 1 <= count <= 26:
         raise ParameterError(f"count = {count}, expected 1 to 26 agents.")
-    made = []
+    agents = []
     for k in range(count):
-        rare = [(classes // 2 + k * classes // count + j) % classes for j in range(classes - classes // 2)]
-        made.append(Agent(chr(ord("A") + k), holding(split, rare, share, stream(seed, "plant", k)), bid))
-    return made
+        first = classes // 2 + k * classes // count
+        rare = [(first + j) % classes for j in range(classes - classes // 2)]
+        held = holding(split, rare, share, stream(seed, "plant", k))
+        agents.append(Agent(chr(ord("A") + k), held, bid))
+    return agents
 
 
 class Market(NamedTuple):
@@ -99,6 +139,59 @@ class Market(NamedTuple):
     agents: Sequence[Agent]
     terms: Terms
     seed: int
+
+
+class Splits(NamedTuple):
+    """The three sets that a market needs, one use each: mixtures are chosen, gains priced, results reported."""
+
+    quote: Split
+    audit: Split
+    test: Split
+
+
+def check_market(market: Market) -> None:
+    """ParameterError, by name, for what stands in the wrong place, and for two agents of one name."""
+    agents, terms, seed = market
+    if not isinstance(agents, list | tuple) or not all(isinstance(agent, Agent) for agent in agents):
+        raise ParameterError(f"agents: expected a list of market.Agent, got {_kind(agents)}.")
+    if not isinstance(terms, Terms):
+        raise ParameterError(f"terms: expected market.Terms, got {_kind(terms)}.")
+    whole_number("the seed of a market", seed, least=0)
+    for agent in agents:
+        _check_agent(agent)
+    name, times = Counter(agent.name for agent in agents).most_common(1)[0] if agents else ("", 1)
+    if times > 1:
+        raise ParameterError(f"{times} agents are called {name!r}: the ledger knows them by name.")
+
+
+def _check_agent(agent: Agent) -> None:
+    if not isinstance(agent.name, str):
+        raise ParameterError(f"the name of an agent is {agent.name!r}, expected text.")
+    if not isinstance(agent.split, Split | None):
+        raise ParameterError(f"the split of agent {agent.name}: expected data.Split or None, got {_kind(agent.split)}.")
+    number(f"the bid of agent {agent.name}", agent.bid, 0, MOST_EUROS)
+    if not isinstance(agent.weights, dict | None):
+        raise ParameterError(f"the weights of agent {agent.name}: expected one model, got {_kind(agent.weights)}.")
+    if not isinstance(agent.buys, bool):
+        raise ParameterError(f"agent {agent.name}: buys = {agent.buys!r}, expected True or False.")
+
+
+def check_splits(splits: Splits) -> None:
+    """ParameterError, by name, for what is no split, and for one that serves twice."""
+    for name, split in splits._asdict().items():
+        if not isinstance(split, Split):
+            raise ParameterError(f"{name}: expected data.Split, got {_kind(split)}.")
+    for one, other in (("quote", "audit"), ("quote", "test"), ("audit", "test")):
+        if getattr(splits, one).x.equal(getattr(splits, other).x):
+            raise ParameterError(f"{one} and {other} are the same examples: what chooses a mixture may not judge it.")
+
+
+def _kind(value: Any) -> str:
+    """What somebody gave, for an error."""
+    kind = type(value).__name__
+    if type(value) in (list, tuple) and value:
+        return f"a {kind} with {type(value[0]).__name__} in it"
+    return kind
 
 
 # MNIST with Adam as in the authors' code: net, share kept of the rare half, and what `run` takes. They tune, decide and
