@@ -1,25 +1,43 @@
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
-from paramarket.__main__ import HOME
+from paramarket.__main__ import HOME, cli
 
 NOTEBOOK = HOME / "notebooks/01_train_two_mlps.ipynb"
 
 
 def command(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "paramarket", *map(str, words)], capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    """The command line without a process: exit code, what was printed, what was said of errors."""
+    done = CliRunner().invoke(cli, [str(word) for word in words], prog_name="python -m paramarket")
+    return done.exit_code, done.stdout, done.stderr
 
 
-def test_help_names_every_command():
-    code, out, _ = command("--help")
-    assert code == 0
-    assert all(name in out for name in ("notebooks", "test", "lab", "student"))
+def process(*words):
+    """The command line as a person uses it."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    done = process("-X", "importtime", "-m", "paramarket", "--help")
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in cli.commands)
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.M))
+    assert {"click", "yaml"} <= imported
+    assert {name for name in imported if name.startswith("paramarket")} == {"paramarket", "paramarket.errors"}
+    assert not imported & {"torch", "numpy", "pandas", "IPython", "papermill", "nbformat", "nbconvert"}
+
+
+def test_errors_are_one_line_and_an_exit_code(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = process("-m", "paramarket", "notebooks", "--out", tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: --out .* holds something else than results; .*\n", done.stderr)
+    assert not done.stdout
 
 
 def test_a_failing_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path):
@@ -74,6 +92,24 @@ def test_parameters_for_an_unknown_notebook_are_refused(tmp_path):
     code, _, err = command("notebooks", "--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")
     assert code == 1
     assert "unknown notebook '01_train_two_mlp'. Did you mean '01_train_two_mlps'?" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("01_train_two_mlps: 3", r"01_train_two_mlps is 3, expected `01_train_two_mlps: \{parameter: value\}`"),
+        ("01_train_two_mlps: [width, 3]", r"01_train_two_mlps is \['width', 3\], expected"),
+        ("01_train_two_mlps:", r"01_train_two_mlps is None, expected"),
+        ("- 01_train_two_mlps", r"holds \['01_train_two_mlps'\], expected `notebook name: \{parameter: value\}`"),
+        ("01_train_two_mlps: {width: 3", r"p\.yaml is no readable YAML file"),
+    ],
+)
+def test_a_parameters_file_of_the_wrong_form_is_named(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    code, _, err = command("notebooks", "--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")
+    assert code == 1
+    assert re.match(r"Error: .*" + message, err)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["notebooks", "student"])

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import statistics
 
 import nbformat
 import pytest
@@ -124,22 +123,13 @@ def test_parameters_are_annotated_commented_literals_and_checked_right_after(pat
 
 
 @each
-def test_cells_are_short(path):
-    lengths = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code(path)]
-    assert 100 <= sum(lengths) <= 200
-    assert statistics.median(lengths) <= 8
-    assert max(lengths) <= 25
-
-
-@each
-def test_helpers_are_short_and_no_variable_is_named_like_a_module(path):
-    modules = {module.stem for module in (HOME / "lib/paramarket").glob("[a-z]*.py")}
+def test_no_variable_is_named_like_a_room(path):
+    rooms = {room.stem for room in (HOME / "lib/paramarket").iterdir() if not room.name.startswith("_")}
+    assert {"errors", "base", "stack", "runs"} <= rooms
     for cell in code(path):
         for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.FunctionDef) and not cell.metadata.get("nbgrader"):
-                assert node.end_lineno - node.lineno + 1 <= 8, node.name
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                assert node.id not in modules
+                assert node.id not in rooms
 
 
 @each

@@ -22,17 +22,27 @@ HOME = Path(__file__).parents[2]
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
+class OneLineErrors(click.Group):
+    """Commands whose own errors are one line, not a traceback."""
+
+    def invoke(self, context: click.Context) -> None:
+        try:
+            super().invoke(context)
+        except ParamarketError as error:
+            raise click.ClickException(str(error)) from error
+
+
 some_notebooks = click.argument(
     "chosen", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[NOTEBOOK]..."
 )
 
 
-def _or_all(chosen: Sequence[Path]) -> list[Path]:
+def _chosen_or_all(chosen: Sequence[Path]) -> list[Path]:
     """The notebooks named on the command line, or all of them."""
     return sorted(chosen or (HOME / "notebooks").glob("[0-9]*.ipynb"))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Are neural-network weights worth trading? Notebooks, and what runs them."""
@@ -64,41 +74,48 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
     """Execute notebooks (default: all) and write them, their pages, index.html and results.md into a folder."""
     from paramarket import runs
 
-    chosen = _or_all(chosen)
-    out, values = out.resolve(), _values(parameters, [path.stem for path in chosen])
-    if out.exists() and not {path.name for path in out.iterdir()} <= {*_ours(out), MARK}:
+    chosen, out = _chosen_or_all(chosen), out.resolve()
+    values = _read_parameters(parameters, [path.stem for path in chosen]) if parameters else {}
+    if out.exists() and not {path.name for path in out.iterdir()} <= {*_written_before(out), MARK}:
         raise ParameterError(f"--out {out} holds something else than results; it would be replaced. Name a new folder.")
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     points = [
-        runs.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=row % jobs)
-        for row, path in enumerate(chosen)
+        runs.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=number % jobs)
+        for number, path in enumerate(chosen)
     ]
     try:
         with ThreadPoolExecutor(jobs) as executor:
             outcomes = list(runs.execute(points, executor))
-        runs.build(outcomes, fresh)
+        runs.build_pages(outcomes, fresh)
         (fresh / MARK).write_text("".join(f"{path.name}\n" for path in sorted(fresh.iterdir())))
-        _swap(fresh, out)
+        _replace_folder(out, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     _report(outcomes, out)
 
 
-def _values(path: Path | None, names: Sequence[str]) -> dict[str, dict]:
+def _read_parameters(path: Path, names: Sequence[str]) -> dict[str, dict]:
     """{notebook name: its parameters} from a YAML file; a name of no chosen notebook is an error."""
-    values = yaml.safe_load(path.read_text()) if path else {}
-    for name in values or {}:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is no readable YAML file ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path} holds {values!r}, expected `notebook name: {{parameter: value}}`.")
+    for name, parameters in values.items():
         if name not in names:
             raise ParameterError(f"{path}: {unknown('notebook', name, names)}")
-    return values or {}
+        if not isinstance(parameters, dict):
+            raise ParameterError(f"{path}: {name} is {parameters!r}, expected `{name}: {{parameter: value}}`.")
+    return values
 
 
-def _ours(out: Path) -> list[str]:
+def _written_before(out: Path) -> list[str]:
     """What an earlier run wrote into a folder, by its own list."""
     return (out / MARK).read_text().splitlines() if (out / MARK).is_file() else []
 
 
-def _swap(fresh: Path, out: Path) -> None:
+def _replace_folder(out: Path, fresh: Path) -> None:
     """Put the new results in the place of the old ones: whoever looks finds one or the other, whole."""
     old = fresh.with_name(f"{fresh.name}-old")
     if out.exists():
@@ -172,7 +189,7 @@ def student(chosen: Sequence[Path], out: Path) -> None:
     """Write student copies: the notebooks (default: all) with their solutions taken out."""
     from paramarket import teach
 
-    for path in _or_all(chosen):
+    for path in _chosen_or_all(chosen):
         teach.student_copy(path, out / path.name)
         click.echo(out / path.name)
 
@@ -183,19 +200,11 @@ def results() -> None:
     from paramarket import base, runs
 
     executed = sorted((HOME / "runs/latest").glob("[0-9]*.ipynb"))
-    if [path.name for path in executed] != [path.name for path in _or_all([])]:
+    if [path.name for path in executed] != [path.name for path in _chosen_or_all([])]:
         raise ParameterError("runs/latest does not hold a full run: run `python -m paramarket notebooks` first.")
     with base.atomic(HOME / "RESULTS.md") as beside:
-        beside.write_text(runs.claims(executed), encoding="utf-8")
-
-
-def main() -> None:
-    """The entry point: our own errors are one line, not a traceback."""
-    try:
-        cli(prog_name="python -m paramarket")
-    except ParamarketError as error:
-        sys.exit(f"Error: {error}")
+        beside.write_text(runs.results_table(executed), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    cli(prog_name="python -m paramarket")

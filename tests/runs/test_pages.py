@@ -11,9 +11,10 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 
 def outcome(folder, name, error="", seconds=90.0):
-    record = {"parameters": {}, "results": {"gain": 0.5, "gain_low": 0.4, "gain_high": 0.6, "n": 3}, "environment": {}}
+    results = {"gain": 0.5, "gain_low": 0.4, "gain_high": 0.6, "n": 3, "n_low": 2}
+    record = {"parameters": {}, "results": results, "environment": {}}
     record["claims"] = [{"claim": "It gains", "figure": "2", "result": "gain", "verdict": "holds"}]
-    record["order"] = list(record["results"])
+    record["order"] = list(results)
     cells = [
         new_markdown_cell(
             "# 07 · Does <it> work?\n\nPrice $p_i < 2$ and `$HOME` cost $$\\frac{a}{b}$$ or \\$5 and \\$6."
@@ -31,12 +32,12 @@ def outcome(folder, name, error="", seconds=90.0):
     ]
     path = folder / f"{name}.ipynb"
     nbformat.write(new_notebook(cells=cells), runs.failed_path(path) if error else path)
-    return runs.Outcome(runs.Point(folder / f"{name}.ipynb", path), seconds, error)
+    return runs.RunOutcome(runs.Point(folder / f"{name}.ipynb", path), seconds, error)
 
 
 @pytest.fixture
 def site(tmp_path):
-    runs.build([outcome(tmp_path, "b", "cell [3] raised ValueError: <no>"), outcome(tmp_path, "a")], tmp_path)
+    runs.build_pages([outcome(tmp_path, "b", "cell [3] raised ValueError: <no>"), outcome(tmp_path, "a")], tmp_path)
     return {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".ipynb"}
 
 
@@ -47,9 +48,19 @@ def test_every_notebook_has_a_page_and_its_place_in_index_and_results(site):
     assert "Does &lt;it&gt; work?" in index
     assert "1.5 minutes" in index
     assert "<td>gain</td><td>0.5 [0.4, 0.6]</td>" in index
+    assert index.count("gain_low") == 0
+    assert "<td>n_low</td><td>2</td>" in index  # no end of an interval: there is no n_high
     assert "Failed: cell [3] raised ValueError: &lt;no&gt;" in index
     assert "| a | `gain` | 0.5 [0.4, 0.6] |" in site["results.md"]
     assert "| b | **failed** | cell [3]" in site["results.md"]
+
+
+def test_whatever_a_name_holds_is_escaped(tmp_path):
+    runs.build_pages([outcome(tmp_path, "a&<b>", "a | b")], tmp_path)
+    index = (tmp_path / "index.html").read_text()
+    assert "<b>" not in index
+    assert 'href="a&amp;&lt;b&gt;.html"' in index
+    assert "| a&<b> | **failed** | a / b |" in (tmp_path / "results.md").read_text()
 
 
 def test_the_index_shows_the_headline_figure(site):
@@ -80,14 +91,14 @@ def test_pages_show_no_progress_bar_and_no_dead_widget(site):
     assert "plain" in site["a.html"]
 
 
-def test_claims_have_their_row_with_number_and_verdict(tmp_path):
+def test_results_have_their_row_for_each_claim_with_number_and_verdict(tmp_path):
     outcome(tmp_path, "a")
-    text = runs.claims([tmp_path / "a.ipynb"])
+    text = runs.results_table([tmp_path / "a.ipynb"])
     assert "| It gains | a | 2 | `gain` 0.5 [0.4, 0.6] | holds |" in text
 
 
 def test_a_notebook_that_never_started_still_has_its_place(tmp_path):
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 01 · Why?")]), tmp_path / "source.ipynb")
     point = runs.Point(tmp_path / "source.ipynb", tmp_path / "out/source.ipynb")
-    runs.build([runs.Outcome(point, 600.0, "ran past its limit of 600 s")], tmp_path / "out")
+    runs.build_pages([runs.RunOutcome(point, 600.0, "ran past its limit of 600 s")], tmp_path / "out")
     assert "Failed: ran past its limit of 600 s" in (tmp_path / "out/index.html").read_text()

@@ -9,9 +9,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from paramarket import runs
 from paramarket.errors import ParameterError
+from paramarket.runs import sweep
 
 CODE = [
     "from paramarket import runs\nimport os, time",
@@ -76,15 +78,56 @@ def test_a_kernel_that_dies_is_named_with_its_cell(notebook, tmp_path):
     assert (tmp_path / "out.failed.ipynb").exists()
 
 
-def test_two_points_never_share_an_output_and_parameters_are_plain(notebook, tmp_path):
+def test_two_points_never_share_an_output_nor_replace_a_notebook(notebook, tmp_path):
     point = runs.Point(notebook, tmp_path / "out.ipynb")
-    odd = runs.Point(notebook, tmp_path / "odd.ipynb", {"value": object()})
-    assert runs.sweep._json({"value": np.int64(3)}) == '{"value": 3}'
+    same = runs.Point(notebook, tmp_path / "folder/../out.ipynb")
     with ThreadPoolExecutor(1) as executor:
-        with pytest.raises(ParameterError, match=r"two points write the same output: .*out\.ipynb"):
-            list(runs.execute([point, point], executor))
-        with pytest.raises(ParameterError, match=r"value = <object.*give numbers, texts or lists"):
-            list(runs.execute([odd], executor))
+        for other in (point, same):
+            with pytest.raises(ParameterError, match=r"two points write the same output: .*out\.ipynb"):
+                list(runs.execute([point, other], executor))
+        with pytest.raises(ParameterError, match=r"square\.ipynb would replace the notebook itself"):
+            list(runs.execute([point, runs.Point(notebook, notebook)], executor))
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)], ids=repr)
+def test_numbers_of_numpy_and_torch_may_be_parameters(notebook, value):
+    sweep._check_parameters_of(notebook, {"value": value})
+    assert sweep._to_json({"value": value, "rest": np.arange(2)}) == '{"value": 3, "rest": [0, 1]}'
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["value"], r"square\.ipynb: parameters = \['value'\], expected a dict"),
+        ([("value", 1)], r"parameters = \[\('value', 1\)\], expected a dict"),
+        (None, r"parameters = None, expected a dict"),
+        ("value", r"parameters = 'value', expected a dict"),
+        ({"value": object()}, r"value = <object.*give numbers, texts or lists"),
+        ({"value": {1}}, r"value = \{1\}: give numbers, texts or lists"),
+        ({1: 1}, r"unknown parameter 1\."),
+    ],
+)
+def test_parameters_of_the_wrong_kind_are_refused_by_name(notebook, parameters, message):
+    with pytest.raises(ParameterError, match=message):
+        sweep._check_parameters_of(notebook, parameters)
+
+
+def test_a_dead_worker_is_an_outcome(notebook, tmp_path):
+    class Broken(ThreadPoolExecutor):
+        def submit(self, run, point):
+            return super().submit(int, "no number")
+
+    with Broken(1) as executor:
+        (outcome,) = runs.execute([runs.Point(notebook, tmp_path / "out.ipynb")], executor)
+    assert outcome.error.startswith("the worker failed: ValueError")
+
+
+def test_a_notebook_that_imports_runs_waits_for_none_of_what_runs_it():
+    heavy = {"papermill", "nbformat", "nbconvert", "jinja2", "latex2mathml", "jsonschema"}
+    code = f"from paramarket import runs; import sys; print(*sorted({heavy} & set(sys.modules)), runs.sweep.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["paramarket.runs.sweep"]
 
 
 def alive(process):

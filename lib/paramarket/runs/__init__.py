@@ -1,26 +1,26 @@
 """One run of a notebook, or ten thousand: parameters checked, results recorded, artefacts cached, pages written."""
 
-from paramarket.runs.pages import build, claims, page, with_intervals
-from paramarket.runs.records import MIME, cached, check_parameters, claim, environment, read, record, refuse, show
-from paramarket.runs.sweep import Outcome, Point, execute, failed_path, run_point
+from paramarket.runs.cache import cached
+from paramarket.runs.pages import build_pages, results_table
+from paramarket.runs.parameters import check_parameters, refuse_if
+from paramarket.runs.records import MIME, claim, environment, format_number, read, record
+from paramarket.runs.sweep import Point, RunOutcome, execute, failed_path, run_point
 
 __all__ = [
     "MIME",
-    "Outcome",
     "Point",
-    "build",
+    "RunOutcome",
+    "build_pages",
     "cached",
     "check_parameters",
     "claim",
-    "claims",
     "environment",
     "execute",
     "failed_path",
-    "page",
+    "format_number",
     "read",
     "record",
-    "refuse",
+    "refuse_if",
+    "results_table",
     "run_point",
-    "show",
-    "with_intervals",
 ]

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
-from nbformat import NotebookNode
-from pygments.formatters import HtmlFormatter
-
 from paramarket.base import atomic
 from paramarket.errors import DataError
-from paramarket.runs.records import read, show
-from paramarket.runs.sweep import Outcome, failed_path
+from paramarket.runs.records import format_number, read
+from paramarket.runs.sweep import RunOutcome, failed_path
+
+# nbformat, nbconvert and what else makes pages is imported in the functions that need it: every notebook imports
+# `runs`, too, and should not wait for what it never uses
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _MATH = re.compile(
@@ -34,60 +31,88 @@ td, th { padding: .25rem .8rem; border-bottom: 1px solid #dfe4ea; text-align: le
 .error { color: #a4161a; font-weight: 600 } .entry { border-top: 1px solid #dfe4ea; padding: 1rem 0 }
 .entry img { max-height: 22rem }
 """
+_DOCUMENT = """\
+<!DOCTYPE html><html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title><style>{{ style | safe }}</style></head>
+<body>{{ body | safe }}</body></html>
+"""
+_INDEX = """\
+<h1>paramarket: results</h1><p>Means, with 95 % intervals in brackets.</p>
+{% for entry in entries %}
+<div class="entry"><h2><a href="{{ entry.name }}.html">{{ entry.question }}</a></h2>
+<p>{{ entry.name }} · {{ "%.1f" | format(entry.seconds / 60) }} minutes</p>
+{% if entry.error %}<p class="error">Failed: {{ entry.error }}</p>{% endif %}
+{% if entry.figure %}
+<a href="{{ entry.name }}.html"><img alt="headline figure" src="data:image/png;base64,{{ entry.figure }}"></a>
+{% endif %}
+<table>
+{% for name, text in entry.headlines %}<tr><td>{{ name }}</td><td>{{ text }}</td></tr>{% endfor %}
+</table></div>
+{% endfor %}
+"""
 
 
-def build(outcomes: Sequence[Outcome], folder: Path | str) -> Path:
+def build_pages(outcomes: Sequence[RunOutcome], folder: Path | str) -> Path:
     """Write a page for each outcome, `index.html` and `results.md` into `folder`; give back the index's path."""
     folder = Path(folder)
-    entries = [_entry(outcome, folder) for outcome in sorted(outcomes, key=lambda outcome: str(outcome.point.notebook))]
+    in_order = sorted(outcomes, key=lambda outcome: str(outcome.point.notebook))
+    entries = [_entry(outcome, folder) for outcome in in_order]
     _write(folder / "results.md", _results(entries))
-    _write(folder / "index.html", _document("paramarket: results", _index(entries)))
+    _write(folder / "index.html", _document("paramarket: results", _fill(_INDEX, entries=entries)))
     return folder / "index.html"
 
 
-def _entry(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """All the index says of one notebook."""
+def _entry(outcome: RunOutcome, folder: Path) -> dict[str, Any]:
+    """All the index says of one notebook; its own page is written on the way."""
+    import nbformat
+
     name, output = Path(outcome.point.notebook).stem, Path(outcome.point.output)
     executed = failed_path(output) if outcome.error and failed_path(output).is_file() else output
     source = executed if executed.is_file() else Path(outcome.point.notebook)
     notebook = nbformat.read(source, as_version=4)
     question = _question(notebook) or name
-    _write(folder / f"{name}.html", page(notebook, question))
+    _write(folder / f"{name}.html", _page(notebook, question))
     try:
-        results = read(source)["results"]
+        results = _with_intervals(read(source)["results"])
     except DataError:
         results = {}
-    seconds = outcome.seconds
     return {
         "name": name,
         "question": question,
         "results": results,
-        "seconds": seconds,
+        "headlines": list(results.items())[:8],
+        "seconds": outcome.seconds,
         "error": outcome.error,
         "figure": _figure(notebook),
     }
 
 
-def page(notebook: NotebookNode, title: str) -> str:
+def _page(notebook: dict[str, Any], title: str) -> str:
     """One notebook as a page of its own: formulas as MathML, no progress bars, no widgets, no address to load from."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
     notebook = nbformat.from_dict(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _MATH.sub(_mathml, cell.source)
         else:
             cell.outputs = [output for output in cell.outputs if not _is_live(output)]
-    body, _ = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    ).from_notebook_node(notebook)
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(notebook)
     body = body.replace('alt="No description has been provided for this image"', 'alt="figure: see the text around it"')
     return _document(title, f'<nav><a href="index.html">All notebooks</a></nav>{body}')
 
 
-def _is_live(output: NotebookNode) -> bool:
+def _is_live(output: dict[str, Any]) -> bool:
+    """Whether an output means nothing on a page: a progress bar, a widget."""
     return output.get("name") == "stderr" or _WIDGET in output.get("data", {})
 
 
 def _mathml(match: re.Match) -> str:
+    from latex2mathml.converter import convert
+
     if match["code"]:
         return match["code"]
     try:
@@ -96,70 +121,47 @@ def _mathml(match: re.Match) -> str:
         return f"<code>{html.escape(match[0])}</code>"
 
 
-def _question(notebook: NotebookNode) -> str:
+def _question(notebook: Any) -> str:
     """The title's text, without its number: `# 01 · Two networks …` asks `Two networks …`."""
     title = next((cell.source.splitlines()[0] for cell in notebook.cells if cell.source.startswith("# ")), "")
     return re.sub(r"^# (\d+ · )?", "", title)
 
 
-def _figure(notebook: NotebookNode) -> str:
+def _figure(notebook: Any) -> str:
     """The picture of the cell tagged `headline`, or else the last one; base64, or nothing."""
-    pictures = [
-        ("headline" in cell.metadata.get("tags", []), output.data["image/png"])
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    chosen = [picture for headline, picture in pictures if headline] or [picture for _, picture in pictures][-1:]
-    return chosen[0].strip() if chosen else ""
+    headline, last = "", ""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            last = output.get("data", {}).get("image/png", last)
+            if "headline" in cell.metadata.get("tags", []):
+                headline = headline or output.get("data", {}).get("image/png", "")
+    return (headline or last).strip()
 
 
-def with_intervals(results: dict[str, Any]) -> dict[str, str]:
+def _with_intervals(results: dict[str, Any]) -> dict[str, str]:
     """Results as a reader wants them: `x`, `x_low`, `x_high` on one line as `x [low, high]`."""
-    single = {name: value for name, value in results.items() if not name.endswith(("_low", "_high"))}
-    ends = {name: [results.get(name + end) for end in ("_low", "_high")] for name in single}
-    return {
-        name: show(value) + (f" [{', '.join(map(show, ends[name]))}]" if None not in ends[name] else "")
-        for name, value in single.items()
-    }
+    lines, ends = {}, set()
+    for name, value in results.items():
+        lines[name] = format_number(value)
+        low, high = f"{name}_low", f"{name}_high"
+        if low in results and high in results:
+            lines[name] += f" [{format_number(results[low])}, {format_number(results[high])}]"
+            ends.update((low, high))
+    return {name: text for name, text in lines.items() if name not in ends}
 
 
-def _index(entries: list[dict[str, Any]]) -> str:
-    intro = "<h1>paramarket: results</h1><p>Means, with 95 % intervals in brackets.</p>"
-    return intro + "".join(map(_card, entries))
-
-
-def _card(entry: dict[str, Any]) -> str:
-    """One notebook on the index: question, minutes, what failed, one figure, headline results."""
-    link = f'<a href="{entry["name"]}.html">'
-    failed = f'<p class="error">Failed: {html.escape(entry["error"])}</p>' if entry["error"] else ""
-    source = f"data:image/png;base64,{entry['figure']}"
-    figure = f'{link}<img alt="headline figure" src="{source}"></a>' if entry["figure"] else ""
-    results = list(with_intervals(entry["results"]).items())[:8]
-    rows = "".join(f"<tr><td>{name}</td><td>{html.escape(text)}</td></tr>" for name, text in results)
-    return (
-        f'<div class="entry"><h2>{link}{html.escape(entry["question"])}</a></h2>'
-        f"<p>{entry['name']} · {entry['seconds'] / 60:.1f} minutes</p>{failed}{figure}<table>{rows}</table></div>"
-    )
-
-
-def _results(entries: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Results",
-        "",
-        "Means with 95 % intervals in brackets.",
-        "",
-        "| notebook | result | value |",
-        "|---|---|---|",
-    ]
+def _results(entries: Sequence[dict[str, Any]]) -> str:
+    """results.md: every result of every notebook, or why there is none."""
+    lines = ["# Results", "", "Means with 95 % intervals in brackets.", "", *_table_head("notebook", "result", "value")]
     for entry in entries:
         if entry["error"]:
-            lines.append(f"| {entry['name']} | **failed** | {entry['error'].splitlines()[0].replace('|', '/')} |")
-        lines += [f"| {entry['name']} | `{name}` | {text} |" for name, text in with_intervals(entry["results"]).items()]
+            lines.append(_table_row(entry["name"], "**failed**", entry["error"].splitlines()[0]))
+        for name, text in entry["results"].items():
+            lines.append(_table_row(entry["name"], f"`{name}`", text))
     return "\n".join(lines) + "\n"
 
 
-def claims(notebooks: Sequence[Path | str]) -> str:
+def results_table(notebooks: Sequence[Path | str]) -> str:
     """RESULTS.md: each recorded claim with its notebook, figure, number, interval and verdict."""
     records = {Path(path).stem: read(path) for path in sorted(notebooks)}
     lines = [
@@ -170,24 +172,39 @@ def claims(notebooks: Sequence[Path | str]) -> str:
         "and holds **partly** if it straddles it. All numbers are this project's own, on small networks and small",
         "images; none is a paper's. `make results` writes this file from a full run.",
         "",
-        "| claim | notebook | figure (section) | number | verdict |",
-        "|---|---|---|---|---|",
+        *_table_head("claim", "notebook", "figure (section)", "number", "verdict"),
     ]
+    places = set()
     for name, found in records.items():
-        numbers = with_intervals(found["results"])
+        numbers = _with_intervals(found["results"])
         for each in found["claims"]:
-            value = f"`{each['result']}` {numbers[each['result']]}"
-            lines.append(f"| {each['claim']} | {name} | {each['figure']} | {value} | {each['verdict']} |")
-    places = {", ".join(f"{key} {value}" for key, value in found["environment"].items()) for found in records.values()}
+            number = f"`{each['result']}` {numbers[each['result']]}"
+            lines.append(_table_row(each["claim"], name, each["figure"], number, each["verdict"]))
+        places.add(", ".join(f"{key} {value}" for key, value in found["environment"].items()))
     return "\n".join([*lines, "", f"Measured with: {'; '.join(sorted(places))}."]) + "\n"
 
 
+def _table_head(*names: str) -> list[str]:
+    return [_table_row(*names), "|" + "---|" * len(names)]
+
+
+def _table_row(*cells: str) -> str:
+    """A row of a Markdown table; a bar within a cell would end it."""
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
 def _document(title: str, body: str) -> str:
+    from pygments.formatters import HtmlFormatter
+
     style = _STYLE + HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
-    return f'<!DOCTYPE html><html lang="en"><head>{head}<style>{style}</style></head><body>{body}</body></html>\n'
+    return _fill(_DOCUMENT, title=title, style=style, body=body)
+
+
+def _fill(template: str, **values: Any) -> str:
+    """Fill a jinja template; whatever is not marked safe is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(values)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,24 +1,21 @@
 """Running notebooks: each point is a process of its own, on any executor, here or on a cluster."""
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nbformat
-import papermill
-from traitlets.config import Config
-
 from paramarket.errors import ParameterError, unknown
 
+# papermill and nbformat are imported in the functions that need them: a notebook imports `runs`, too, and needs neither
+
+CHILD = Path(__file__).with_name("child.py")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -33,7 +30,7 @@ class Point:
     row: int | None = None
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     """What became of a point: `error` is empty, or names the cell and what it raised."""
 
     point: Point
@@ -41,59 +38,96 @@ class Outcome(NamedTuple):
     error: str
 
 
-def execute(points: Sequence[Point], executor: Executor) -> Iterator[Outcome]:
+def execute(points: Sequence[Point], executor: Executor) -> Iterator[RunOutcome]:
     """Run every point, one process and one thread each, and yield outcomes as they end; a failure stops no other.
 
-    executor: any `concurrent.futures.Executor`. Unknown notebooks and parameters, and two points with one output, are
-    refused before any starts. A finished notebook takes the name `output`; a failed one stays as `….failed.ipynb`.
+    executor: any `concurrent.futures.Executor`. Unknown notebooks and parameters, and outputs that would replace one
+    another or a notebook, are refused before any starts. A finished notebook takes the name `output`; a failed one
+    stays as `….failed.ipynb`.
     """
     for point in points:
-        _check(point)
-    outputs = [str(point.output) for point in points]
-    if twice := {output for output in outputs if outputs.count(output) > 1}:
-        raise ParameterError(f"two points write the same output: {min(twice)}.")
+        _check_parameters_of(point.notebook, point.parameters)
+    _check_outputs(points)
     futures = {executor.submit(run_point, point): point for point in points}
     for future in as_completed(futures):
         error = future.exception()
-        yield Outcome(futures[future], 0.0, f"the worker failed: {error!r}") if error else future.result()
+        if error:
+            yield RunOutcome(futures[future], 0.0, f"the worker failed: {error!r}")
+        else:
+            yield future.result()
 
 
-def _check(point: Point) -> None:
-    if not Path(point.notebook).is_file():
-        raise ParameterError(f"{point.notebook} is missing.")
-    known = papermill.inspect_notebook(str(point.notebook))
-    for name, value in point.parameters.items():
+def _check_parameters_of(notebook: Path, parameters: Any) -> None:
+    """Whether the notebook is there, and knows these parameters."""
+    import papermill
+
+    if not Path(notebook).is_file():
+        raise ParameterError(f"{notebook} is missing.")
+    if not isinstance(parameters, Mapping):
+        raise ParameterError(f"{notebook}: parameters = {parameters!r}, expected a dict, name -> value.")
+    known = papermill.inspect_notebook(str(notebook))
+    for name, value in parameters.items():
         if name not in known:
-            raise ParameterError(f"{Path(point.notebook).name}: {unknown('parameter', name, known)}")
+            raise ParameterError(f"{Path(notebook).name}: {unknown('parameter', name, known)}")
         try:
-            _json(value)
-        except (TypeError, AttributeError) as error:
+            _to_json(value)
+        except (TypeError, ValueError, AttributeError) as error:
             raise ParameterError(f"{name} = {value!r}: give numbers, texts or lists ({error}).") from error
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=lambda scalar: scalar.item())  # numpy's numbers, as in a sweep over np.arange
+def _check_outputs(points: Sequence[Point]) -> None:
+    """Whether every run writes to a place of its own."""
+    sources = {Path(point.notebook).resolve() for point in points}
+    outputs = set()
+    for point in points:
+        output = Path(point.output).resolve()
+        if output in outputs:
+            raise ParameterError(f"two points write the same output: {point.output}.")
+        if output in sources:
+            raise ParameterError(f"{point.output} would replace the notebook itself: name another output.")
+        outputs.add(output)
 
 
-def run_point(point: Point) -> Outcome:
+def _to_json(value: Any) -> str:
+    return json.dumps(value, default=lambda array: array.tolist())  # numpy's numbers, as in a sweep over np.arange
+
+
+def run_point(point: Point) -> RunOutcome:
     """Run one point in a child process and wait for it, at most `timeout` seconds.
 
     The child writes to a file beside; only what ran to its end gets the name `output`.
     """
-    start, failed, half = time.monotonic(), failed_path(point.output), Path(point.output).with_suffix(".half.ipynb")
-    half.parent.mkdir(parents=True, exist_ok=True)
-    failed.unlink(missing_ok=True)
-    call = [sys.executable, "-m", "paramarket.runs.sweep", _json(_plain(point)), str(half), str(os.getpid())]
+    start = time.monotonic()
+    failed = failed_path(point.output)
+    unfinished = Path(point.output).with_suffix(".half.ipynb")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    for earlier in (failed, unfinished):
+        earlier.unlink(missing_ok=True)
+    error = _run_child(point, unfinished)
+    if unfinished.is_file():
+        os.replace(unfinished, failed if error else point.output)
+    if error:
+        error = _name_the_cell(failed, error)
+    return RunOutcome(point, time.monotonic() - start, error)
+
+
+def _run_child(point: Point, output: Path) -> str:
+    """Run child.py, which executes the notebook into `output`, and give back what went wrong, if anything did."""
+    call = {
+        "notebook": str(point.notebook),
+        "output": str(output),
+        "parameters": dict(point.parameters),
+        "row": point.row,
+        "parent": os.getpid(),
+    }
+    # -P: the files beside child.py are no modules of its own; `pages` and `parameters` could hide someone else's
+    command = [sys.executable, "-P", str(CHILD), _to_json(call)]
+    environment = os.environ | _ONE_THREAD
     try:
-        done = subprocess.run(
-            call, env=os.environ | _ONE_THREAD, stdout=subprocess.DEVNULL, timeout=point.timeout, check=False
-        )
-        error = "" if done.returncode == 0 else f"the process ended with code {done.returncode}"
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=point.timeout, check=False)
     except subprocess.TimeoutExpired:
-        error = f"ran past its limit of {point.timeout:g} s"
-    if half.is_file():
-        os.replace(half, failed if error else point.output)
-    return Outcome(point, time.monotonic() - start, _error(failed, error) if error else "")
+        return f"ran past its limit of {point.timeout:g} s"
+    return f"the process ended with code {done.returncode}" if done.returncode else ""
 
 
 def failed_path(output: Path | str) -> Path:
@@ -101,50 +135,19 @@ def failed_path(output: Path | str) -> Path:
     return Path(output).with_suffix(".failed.ipynb")
 
 
-def _plain(point: Point) -> dict[str, Any]:
-    return vars(point) | {"notebook": str(point.notebook), "output": str(point.output)}
+def _name_the_cell(path: Path, error: str) -> str:
+    """The cell at which a half-run notebook stopped, counted as Jupyter counts, and what it raised; else `error`."""
+    import nbformat
 
-
-def _error(path: Path, error: str) -> str:
-    """Name the cell at which a half-run notebook stopped, counted as Jupyter counts, and what it raised."""
     cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
     cells = [cell for cell in cells if cell.cell_type == "code"]
-    started = [k for k, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
-    if not started:
+    last = 0
+    for number, cell in enumerate(cells, start=1):
+        if cell.metadata.get("papermill", {}).get("start_time"):
+            last = number
+    if last == 0:
         return error
-    raised = [output for output in cells[started[-1]].outputs if output.output_type == "error"]
-    what = f" raised {raised[0].ename}: {raised[0].evalue}" if raised else f": {error}"
-    return f"cell [{started[-1] + 1}]{what}"
-
-
-def main(plain: str, half: str, parent: str) -> None:
-    """The child's side: execute with papermill, into `half`."""
-    _end_with(int(parent))
-    point = Point(**json.loads(plain))
-    bar = {"desc": Path(point.notebook).stem, "position": point.row, "leave": True, "unit": "cell"}
-    progress = False if point.row is None else bar
-    try:
-        with tempfile.TemporaryDirectory(prefix="pm") as folder:
-            source, config = str(point.notebook), _kernel(folder)
-            papermill.execute_notebook(source, half, point.parameters, progress_bar=progress, config=config)
-    except Exception as error:  # whatever stopped it, dead kernels too: one line here, the parent names the cell
-        sys.exit(f"{point.notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
-
-
-def _kernel(folder: str) -> Config:
-    """Kernels talk through files of a fresh folder, not TCP ports, which kernels that start together fight over."""
-    if sys.platform == "win32":
-        return Config()
-    return Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}})
-
-
-def _end_with(parent: int) -> None:
-    """Do not outlive a killed worker: Linux sends SIGTERM when the parent dies (prctl, PR_SET_PDEATHSIG = 1)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, 15)
-        if os.getppid() != parent:  # it died before we asked
-            sys.exit("the worker that started this is gone")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    raised = [output for output in cells[last - 1].outputs if output.output_type == "error"]
+    if raised:
+        return f"cell [{last}] raised {raised[0].ename}: {raised[0].evalue}"
+    return f"cell [{last}]: {error}"

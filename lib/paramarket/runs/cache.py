@@ -1,0 +1,69 @@
+"""What takes long to make, kept: made once for the same inputs, code and machine, and read from a file after that."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from paramarket import data, stack
+from paramarket.errors import ParameterError, WeightsError
+from paramarket.runs.records import environment
+
+CACHE = Path(__file__).parents[3] / "runs" / "cache"
+LIBRARY = Path(__file__).parents[1]
+
+
+def cached(build: Callable[..., dict[str, Tensor]], *, folder: Path | str = CACHE, **inputs: Any) -> dict[str, Tensor]:
+    """`build(**inputs)`, or what an earlier call with equal inputs left in `folder`: a stack or any dict of tensors.
+
+    The tensors hold floating-point numbers; `build` reads nothing but its inputs and this library.
+    The key is a hash of the content of what it was made from: the inputs, the source of `build` itself, this library,
+    the environment. Written beside and renamed: two runs at once do not collide, a damaged file is built again.
+    """
+    path = Path(folder) / f"{build.__name__}-{_key(build, inputs)}.safetensors"
+    try:
+        return stack.load(path)
+    except WeightsError:  # there is none yet, or it is damaged
+        pass
+    made = build(**inputs)
+    for name, tensor in made.items():
+        if not tensor.is_floating_point():
+            raise ParameterError(f"cached: {name!r} is {tensor.dtype}, expected floating-point numbers.")
+    stack.save(path, made, {})
+    return stack.load(path)
+
+
+def _key(build: Callable, inputs: Mapping[str, Any]) -> str:
+    try:
+        source = inspect.getsource(build)
+    except (OSError, TypeError) as error:
+        raise ParameterError(
+            f"cached cannot read the source of {build!r}: give a function from a cell or file."
+        ) from error
+    library = {str(path.relative_to(LIBRARY)): path.read_text("utf-8") for path in LIBRARY.rglob("*.py")}
+    content = {name: _content(value) for name, value in inputs.items()}
+    made_from = json.dumps([source, library, environment(), content], sort_keys=True)
+    return hashlib.sha256(made_from.encode()).hexdigest()[:32]
+
+
+def _content(value: Any) -> Any:
+    """JSON that is equal for equal content."""
+    if isinstance(value, Tensor):
+        return stack.content_hash({"": value})
+    if isinstance(value, nn.Module):
+        return str(value)
+    if isinstance(value, (data.Dataset, data.Split)):
+        return {name: _content(part) for name, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): _content(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_content(part) for part in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    raise ParameterError(
+        f"cached cannot tell the content of a {type(value).__name__}: give numbers, texts, tensors or data."
+    )

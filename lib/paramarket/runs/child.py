@@ -1,0 +1,51 @@
+"""One run of a notebook in a process of its own: `sweep` runs this file by its path.
+
+It imports papermill and nothing of paramarket, so no torch: only the notebook's kernel has to wait for that.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import papermill
+from traitlets.config import Config
+
+PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+
+
+def run_notebook(notebook: str, output: str, parameters: dict, row: int | None) -> None:
+    """Execute with papermill into `output`; row: the terminal line of the progress bar, None for silence."""
+    progress = False
+    if row is not None:
+        progress = {"desc": Path(notebook).stem, "position": row, "leave": True, "unit": "cell"}
+    try:
+        with tempfile.TemporaryDirectory(prefix="pm") as folder:
+            settings = kernel_settings(folder)
+            papermill.execute_notebook(notebook, output, parameters, progress_bar=progress, config=settings)
+    except Exception as error:  # whatever stopped it, dead kernels too: one line here, the parent names the cell
+        sys.exit(f"{notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
+
+
+def kernel_settings(folder: str) -> Config:
+    """Kernels talk through files of a fresh folder, not TCP ports, which kernels that start together fight over."""
+    if sys.platform == "win32":
+        return Config()
+    return Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}})
+
+
+def end_with_parent(parent: int) -> None:
+    """Do not outlive a killed worker: Linux ends this process when its parent dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we asked
+            sys.exit("the worker that started this is gone")
+
+
+if __name__ == "__main__":
+    call = json.loads(sys.argv[1])
+    end_with_parent(call.pop("parent"))
+    run_notebook(**call)

@@ -1,0 +1,24 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from paramarket.runs.sweep import CHILD
+
+
+def test_the_child_imports_papermill_and_nothing_of_ours():
+    """Each point pays for what it imports; and no file beside child.py may hide another package's module."""
+    names = {"papermill", "paramarket", "torch", "numpy", "pandas", *(path.stem for path in CHILD.parent.glob("*.py"))}
+    code = f"import runpy, sys; runpy.run_path({str(CHILD)!r}); print(*sorted({names} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["papermill"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_child_whose_parent_is_gone_starts_nothing(tmp_path):
+    call = {"notebook": "none.ipynb", "output": str(tmp_path / "out.ipynb"), "parameters": {}, "row": None, "parent": 1}
+    done = subprocess.run([sys.executable, "-P", CHILD, json.dumps(call)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the worker that started this is gone\n"
+    assert not list(tmp_path.iterdir())
