@@ -58,7 +58,8 @@ def load(path: Path | str, card: Mapping[str, str] | None = None) -> Params:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            found, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(_unreadable(path, error)) from error
     if found.get("content_hash", content_hash(tensors)) != content_hash(tensors):

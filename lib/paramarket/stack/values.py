@@ -267,7 +267,8 @@ def check(net: nn.Module, stack: Stack) -> int:
 def _placed(net: nn.Module, stack: Stack, x: Tensor) -> tuple[Tensor, bool]:
     """Check that net, stack and examples fit; x on the stack's device, and whether all models share it."""
     copies = {check(net, stack)}
-    shape, shared = tuple(x.shape), x.ndim in (2, 4)
+    shape = tuple(x.shape)
+    shared = x.ndim in (2, 4)
     if not 2 <= x.ndim <= 5:
         raise ShapeError(
             f"x has shape {shape}, expected [n, features], [n, channels, height, width] or those per model."

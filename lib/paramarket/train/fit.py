@@ -139,7 +139,8 @@ def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> N
     for y in (split.y for split in splits):
         if y.ndim != splits[0].y.ndim or (y.ndim == 2 and y.shape[1] != classes):
             raise DataError(f"y of shape {tuple(y.shape)} for a net with {classes} classes: labels, or [n, {classes}].")
-    low, high = min(float(split.y.min()) for split in splits), max(float(split.y.max()) for split in splits)
+    low = min(float(split.y.min()) for split in splits)
+    high = max(float(split.y.max()) for split in splits)
     if low < 0 or high >= classes:
         raise DataError(f"labels from {low:g} to {high:g} in the splits for a net with {classes} classes, from 0 on.")
 
@@ -158,7 +159,8 @@ def _batches(
     """Endless batches x [K, batch, ...], y [K, batch]; x is overwritten by the next. A shared split is held once."""
     unique = list({id(split): split for split in splits}.values())
     starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
-    x, y = (torch.cat([getattr(split, part) for split in unique]).to(device) for part in ("x", "y"))
+    x = torch.cat([split.x for split in unique]).to(device)
+    y = torch.cat([split.y for split in unique]).to(device)
     buffer = x.new_empty(len(splits) * batch, *x.shape[1:])  # fresh memory at each step would cost more than the copy
     queues = [torch.empty(0, dtype=torch.long)] * len(splits)
     while True:

@@ -45,9 +45,8 @@ def _resume(opt: torch.optim.Optimizer, learnt: Stack, state: Mapping[str, Tenso
                 raise ShapeError(
                     f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {expected}."
                 )
-            opt.state[tensor][slot] = (_one_count(state[key]) if slot == "step" else state[key].clone()).to(
-                tensor.device
-            )
+            resumed = _one_count(state[key]) if slot == "step" else state[key].clone()
+            opt.state[tensor][slot] = resumed.to(tensor.device)
 
 
 def _one_count(steps: Float[Tensor, " models"]) -> Float[Tensor, ""]:
