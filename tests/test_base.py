@@ -128,3 +128,14 @@ def test_small_correlations_have_the_interval_of_any_numbers():
     values = [0.01, -0.02, 0.03, 0.005]
     assert base.interval(values, "correlations") == pytest.approx(base.interval(values), abs=1e-4)
     assert base.interval(torch.zeros(3, 2), "correlations").mean.shape == (2,)
+
+
+@pytest.mark.parametrize("value", [[], (1,), range(3), np.arange(3), torch.arange(3)])
+def test_any_sequence_is_a_list(value):
+    base.check_list("sizes", value)
+
+
+@pytest.mark.parametrize("value", [5, 0.5, "abc", b"abc", None, np.zeros((2, 2)), {1, 2}])
+def test_what_is_no_sequence_is_no_list(value):
+    with pytest.raises(errors.ParameterError, match=r"(?s)sizes = .*, expected a list\."):
+        base.check_list("sizes", value)

@@ -6,7 +6,7 @@ import operator
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
@@ -54,6 +54,12 @@ def whole_number(name: str, value: object, least: int | None = None) -> int:
     if number is None or (least is not None and number < least):
         raise ParameterError(f"{name} = {value!r}, expected {asked}.")
     return number
+
+
+def check_list(name: str, value: object) -> None:
+    """ParameterError, calling it by its `name`, unless the value is a list, or another sequence; a text is none."""
+    if isinstance(value, (str, bytes)) or not (isinstance(value, Sequence) or np.ndim(value) == 1):
+        raise ParameterError(f"{name} = {value!r}, expected a list.")
 
 
 @contextmanager
@@ -161,7 +167,8 @@ def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "
     """Spearman's rank correlation of x and y, one for each seed: [seeds], float64. Ties share their mean rank."""
     from scipy.stats import spearmanr  # not above: scipy.stats takes longer to import than all the rest
 
-    return torch.tensor([spearmanr(*both).statistic for both in zip(x, y, strict=True)], dtype=torch.float64)
+    found = [spearmanr(one, other).statistic for one, other in zip(x.cpu(), y.cpu(), strict=True)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ COSTS = [("1,000", "60"), ("9,000", "61"), ("8,000", "480")]
 
 
 def sheet(*reached):
-    rows = {"abc"[k]: (each, COSTS[k]) for k, each in enumerate(reached)}
+    rows = {"abc"[k]: plot.PriceRow(each, COSTS[k]) for k, each in enumerate(reached)}
     plot.price_sheet(rows, ["kept", "once"], "nats", "title")
 
 

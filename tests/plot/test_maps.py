@@ -29,8 +29,11 @@ def test_a_harm_table_names_every_field_and_is_white_at_zero(drawn):
 
 
 def test_matrices_share_one_scale_centred_at_zero(drawn):
-    plot.matrices({"before": torch.randn(4, 4), "after": 3 * torch.eye(4)}, "cosine", "title", ("A", "B"))
-    limits = [image.get_clim() for axis in drawn() for image in axis.images]
+    plot.matrices({"before": torch.randn(4, 4), "after": 3 * torch.eye(4)}, "cosine", ("A", "B"), "title")
+    axes = drawn()
+    assert [(axis.get_xlabel(), axis.get_ylabel()) for axis in axes if axis.images] == [("B", "A")] * 2
+    assert axes[0].figure.get_suptitle() == "title"
+    limits = [image.get_clim() for axis in axes for image in axis.images]
     assert limits[0] == limits[1]
     assert limits[0][0] == -limits[0][1] <= -3
 

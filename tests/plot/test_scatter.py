@@ -15,11 +15,11 @@ def test_a_trail_shows_every_seed_and_goes_along_the_means(drawn):
 
 
 def test_a_frontier_places_each_setting_at_its_mean_with_its_interval(drawn):
-    line, knob = ((labels, *torch.rand(3, 2, 5)) for labels in ([0, 10], [0.5, 1]))
+    line, knob = (plot.Spots(labels, *torch.rand(3, 2, 5)) for labels in ([0, 10], [0.5, 1]))
     plot.frontier(line, {"knob": knob}, ("own", "merged", "CKA"), "title")
     axis = drawn()[0]
     assert [text.get_text() for text in axis.texts] == ["0", "10", "0.5", "1"]
-    means = [*line[1].mean(dim=1).tolist(), *knob[1].mean(dim=1).tolist()]
+    means = [*line.x.mean(dim=1).tolist(), *knob.x.mean(dim=1).tolist()]
     assert [text.xy[0] for text in axis.texts] == pytest.approx(means, abs=1e-6)
     assert [text.get_text() for text in axis.figure.legends[0].texts] == ["free, stopped at a step", "knob"]
 

@@ -1,9 +1,12 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.cluster.vq import kmeans2
 from scipy.stats import beta, chisquare, kstest
 from torch.nn.functional import cross_entropy
 
@@ -33,7 +36,7 @@ def noisy(sizes=SIZES):
 
 def all_of(domains, h, batch, generators):
     """Every batch, kept: x [K, steps, batch, ...], y, h."""
-    drawn = [(x.clone(), y, now) for x, y, now in soup.batches(domains, h, batch, generators)]
+    drawn = [step._replace(x=step.x.clone()) for step in soup.batches(domains, h, batch, generators)]
     return [torch.stack(part, dim=1) for part in zip(*drawn, strict=True)]
 
 
@@ -212,6 +215,29 @@ def test_batches_without_examples_and_weights_of_other_domains_are_refused():
         next(soup.batches(numbered(), torch.ones(1, 2, 3), 4, [stream(0)]))
 
 
+def test_a_batch_names_its_parts_and_its_h_is_that_of_the_step():
+    h = draw(domains=3, count=70)[None]
+    for step, drawn in enumerate(soup.batches(numbered(), h, 8, [stream(0)])):
+        assert drawn._fields == ("x", "y", "h")
+        assert torch.equal(drawn.y, (100 * drawn.x[..., 0] + drawn.x[..., 1]).long())
+        assert torch.equal(drawn.h, h[:, step])
+
+
+def test_what_is_no_list_is_refused_by_its_name():
+    law = WeightLaw()
+    unchecked = [inspect.unwrap(each) for each in (soup.draw_plans, soup.batches, soup.cluster_features)]
+    draw_plans, batches, cluster_features = unchecked  # as a notebook calls them
+    for laws, seeds, name in ((law.support[0], [0], "laws"), ([law], 0, "seeds"), ("12", [0, 1], "laws")):
+        with pytest.raises(ParameterError, match=f"^{name} = .*expected a list"):
+            draw_plans(laws, 4, 5, seeds=seeds)
+    with pytest.raises(ParameterError, match="2 laws, 1 seeds: expected a law for each seed"):
+        draw_plans([law, None], 4, 5, seeds=[0])
+    with pytest.raises(ParameterError, match=r"^generators = .*expected a list"):
+        next(batches(numbered(), torch.eye(3)[None], 4, stream(0)))
+    with pytest.raises(ParameterError, match=r"^domains = .*expected a list"):
+        cluster_features(iter([torch.eye(3)]), 1, seed=0)
+
+
 def test_scores_by_domain_are_those_of_evaluate():
     models, domains = stack.init(NET, 2, seed=0), noisy()
     found = soup.scores_by_domain(NET, models, domains)
@@ -284,6 +310,19 @@ def test_the_shares_of_a_domain_sum_to_one_and_none_is_zero(count):
     again, other = (soup.cluster_features(domains, count, seed=seed) for seed in (0, 1))
     assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
     assert count == 1 or not torch.equal(found.centroids, other.centroids)
+
+
+def test_clusters_draw_from_their_own_stream_of_the_seed_and_a_seed_that_is_no_whole_number_is_refused(monkeypatch):
+    cluster = inspect.unwrap(soup.cluster_features)  # as a notebook calls it: without the type checker of the tests
+    monkeypatch.setattr(soup.mixtures, "stream", inspect.unwrap(stream))
+    domains = list(torch.randn(3, 60, 2, generator=stream(0, "shares")))
+    own = np.random.default_rng(stream(5, "clusters").initial_seed())
+    wanted, _ = kmeans2(torch.cat(domains).double().numpy(), 6, iter=30, minit="++", rng=own)
+    for seed in (5, np.int64(5)):
+        assert np.array_equal(cluster(domains, 6, seed=seed).centroids, wanted.astype(np.float32))
+    for seed in (0.5, None, True, -1, np.random.default_rng(0)):
+        with pytest.raises(ParameterError, match="expected a whole number ≥ 0"):
+            cluster(domains, 6, seed=seed)
 
 
 def test_domains_far_apart_have_a_cluster_each():
@@ -448,6 +487,23 @@ def test_the_same_seed_makes_the_same_domain_classifier_and_labels_do_not_matter
     assert not torch.allclose(soup.hidden_features(classifier, images), soup.hidden_features(other, images), atol=1e-2)
 
 
+def test_a_domain_classifier_and_a_model_of_the_same_seed_and_shape_do_not_start_alike(taught):
+    domains, _ = taught
+    still = soup.train_domain_classifier(domains, 8, seed=0, steps=1, lr=1e-30)
+    start = stack.init(stack.mlp(16, [8], 2), 1, seed=0)
+    assert not torch.allclose(still.model["1.weight"], start["1.weight"], atol=1e-3)
+
+
+def test_a_domain_classifier_is_trained_on_its_device_with_the_same_numbers(taught):
+    domains, classifier = taught
+    with second_device() as device:
+        away = [Split(split.x.to(device), split.y.to(device)) for split in domains]
+        for splits in (domains, away):
+            model = soup.train_domain_classifier(splits, 8, seed=0, device=device, **TOLD).model
+            assert stack.device(model) == device
+            assert all(torch.equal(model[name].cpu(), wanted) for name, wanted in classifier.model.items())
+
+
 def bank(domains, classes=2):
     """Two banks of one net a domain, and labels that the domains see otherwise: what one calls 0, the other calls 1."""
     labelled = [Split(split.x, torch.full_like(split.y, d)) for d, split in enumerate(domains)]
@@ -551,10 +607,10 @@ def test_a_trial_on_fewer_than_two_examples_is_refused(pair):
 
 def shown_of(net, experts, classifier, domains, h):
     """Everything that is shown of models, as plain tensors."""
-    x, y, _ = next(soup.batches(domains, h.unsqueeze(1), 6, [stream(0), stream(1)]))
-    features = soup.hidden_features(classifier, x)
+    shown = next(soup.batches(domains, h.unsqueeze(1), 6, [stream(0), stream(1)]))
+    features = soup.hidden_features(classifier, shown.x)
     clusters = soup.cluster_features([soup.hidden_features(classifier, split.x) for split in domains], 3, seed=0)
-    tried = soup.trial(net, stack.take(experts, 0), stack.take(experts, 1), x, y)
+    tried = soup.trial(net, stack.take(experts, 0), stack.take(experts, 1), shown.x, shown.y)
     scores = soup.score_mixtures(net, experts, domains, h)
     ensemble = soup.weighted_ensemble_loss(net, experts, classifier, domains, h)
     guessed = soup.domain_weights(clusters, features)

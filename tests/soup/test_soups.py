@@ -1,3 +1,6 @@
+import inspect
+
+import numpy as np
 import pytest
 import torch
 from devices import second_device
@@ -111,11 +114,11 @@ def plain(start, h, seed, domains):
     base, experts, router = ({name: t[0].clone().requires_grad_() for name, t in part.items()} for part in start)
     opt = torch.optim.Adam([*base.values(), *experts.values(), *router.values()])
     losses = []
-    for step, (x, y, now) in enumerate(batches(domains, h, HOW["batch"], [stream(seed, "mixtures")])):
+    for step, now in enumerate(batches(domains, h, HOW["batch"], [stream(seed, "mixtures")])):
         opt.param_groups[0]["lr"] = HOW["lr"] * (1 - step / h.shape[1])
-        alpha = router["3.weight"] @ (router["1.weight"] @ now[0] + router["1.bias"]).relu() + router["3.bias"]
+        alpha = router["3.weight"] @ (router["1.weight"] @ now.h[0] + router["1.bias"]).relu() + router["3.bias"]
         theta = {name: tensor + sum(map(torch.mul, alpha, experts[name])) for name, tensor in base.items()}
-        loss = cross_entropy(functional_call(NET, theta, (x[0],)), y[0])
+        loss = cross_entropy(functional_call(NET, theta, (now.x[0],)), now.y[0])
         opt.zero_grad()
         loss.backward()
         opt.step()
@@ -166,7 +169,7 @@ def test_the_gradients_are_those_of_finite_differences_and_of_the_formulas():
     assert torch.autograd.gradcheck(loss, leaves)
     wanted = dict(zip(shapes, torch.autograd.grad(loss(*leaves), leaves), strict=True))
 
-    # what `pretrain` does at every step, on rows of weights
+    # what `train_soups` does at every step, on rows of weights
     bank = soup.soups._bank(start).requires_grad_()
     router = stack.map(torch.Tensor.requires_grad_, stack.copy(start.router))
     theta = soup.soups._theta(bank, stack.mlp_of(router), router, h)
@@ -199,6 +202,13 @@ def test_runs_of_one_seed_start_alike_and_see_the_same_examples():
     _, losses = trained(start, weights(0, 0, 0), [8, 8, 9])
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
     assert not torch.allclose(losses[0], losses[2], atol=1e-2)
+
+
+def test_the_router_does_not_start_with_the_numbers_of_the_base_where_both_have_the_same_shape():
+    start = soup.init_soups(stack.mlp(20, [32], 10), 20, experts=[10], seeds=[0])
+    for name, tensor in start.base.items():
+        assert start.router[name].shape == tensor.shape
+        assert not (start.router[name] == tensor).any()
 
 
 def test_a_run_does_not_depend_on_those_beside_it():
@@ -442,6 +452,38 @@ def test_parts_that_do_not_fit_are_refused():
 def test_a_soup_that_cannot_be_is_refused(domains, experts, seeds, hidden):
     with pytest.raises(ParameterError, match="expected a number ≥ 0 for each seed, 1 or more units and domains"):
         soup.init_soups(NET, domains, experts=experts, seeds=seeds, hidden=hidden)
+
+
+INIT, TRAIN = (inspect.unwrap(each) for each in (soup.init_soups, soup.train_soups))  # without the tests' type checker
+
+
+def test_what_is_no_list_or_no_whole_number_is_refused_by_its_name():
+    start, h = lived(), weights(0, steps=5)
+    calls = [
+        ("experts", lambda bad: INIT(NET, DOMAINS, experts=bad, seeds=[0])),
+        ("seeds", lambda bad: INIT(NET, DOMAINS, experts=[2], seeds=bad)),
+        ("seeds", lambda bad: TRAIN(NET, start, blobs(), h, seeds=bad)),
+        ("seeds", lambda bad: inspect.unwrap(soup.train_kinds)(NET, blobs(), KINDS, steps=5, seeds=bad)),
+        ("seeds", lambda bad: inspect.unwrap(soup.train_alone)(NET, blobs(), h[0], steps=5, seeds=bad)),
+    ]
+    for name, call in calls:
+        for bad in (3, "3", {3}, None):
+            with pytest.raises(ParameterError, match=f"^{name} = .*expected a list"):
+                call(bad)
+        for bad in ([1.5], ["3"], [True]):
+            with pytest.raises(ParameterError, match=f"^{name} = .*expected a whole number"):
+                call(bad)
+    with pytest.raises(ParameterError, match=r"^kinds = .*expected \{name: Kind\}"):
+        inspect.unwrap(soup.train_kinds)(NET, blobs(), list(KINDS.values()), steps=5, seeds=[0])
+
+
+def test_lists_of_any_make_hold_the_same_experts_and_seeds():
+    wanted = trained(soup.init_soups(NET, DOMAINS, experts=[2, 2], seeds=[3, 3]), weights(0, 0), [3, 3])
+    for twos, threes in ((torch.tensor([2, 2]), torch.tensor([3, 3])), (np.array([2, 2]), np.array([3, 3]))):
+        start = INIT(NET, DOMAINS, experts=twos, seeds=threes)
+        found = TRAIN(NET, start, blobs(), weights(0, 0), seeds=threes, **HOW)
+        assert same(found.soup, wanted.soup)
+        assert torch.equal(found.losses, wanted.losses)
 
 
 NOT_FINITE = "the loss or the weights of model 0 are not finite at step "

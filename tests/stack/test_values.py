@@ -324,3 +324,9 @@ def test_models_on_a_second_device_say_what_they_say_here():
         halves = stack.mix(torch.tensor([[0.5, 0.5]]), away)
         assert equal(stack.map(lambda tensor: tensor.cpu(), halves), stack.mix(torch.tensor([[0.5, 0.5]]), many))
         assert equal(stack.map(lambda tensor: tensor.cpu(), stack.copy(away)), many)
+
+
+def test_models_started_for_other_purposes_draw_other_numbers():
+    net = stack.mlp(3, [4], 2)
+    one, other = stack.init(net, 2, seed=0), stack.init(net, 2, seed=0, purpose="router")
+    assert not any(torch.equal(one[name], other[name]) for name in one)

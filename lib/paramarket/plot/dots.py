@@ -1,6 +1,7 @@
 """Dots: one place for every way, kind or purchase, its mean with the 95 % interval, and costs as a table beside it."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,25 +43,29 @@ def ways(rows: Mapping[str, tuple[Float[Tensor, " seeds"], int, float]], megabyt
     plt.show()
 
 
+class PriceRow(NamedTuple):
+    """A way on a price sheet: what it reaches, {what: values}, and what it costs, one text a column."""
+
+    reached: Mapping[str, Float[Tensor, " seeds"]]
+    costs: Sequence[str]
+
+
 def price_sheet(
-    rows: Mapping[str, tuple[Mapping[str, Float[Tensor, " seeds"]], Sequence[str]]],
+    rows: Mapping[str, PriceRow],
     columns: Sequence[str],
     quantity: str,
     title: str,
 ) -> None:
-    """One row a way: what it reaches, {what: values} with the intervals, on a log scale; and beside it what it costs.
-
-    rows: {way: ({what: values}, one text a column)}
-    """
+    """One row a way: what it reaches, with the intervals, on a log scale; and beside it what it costs."""
     figure, axis = plt.subplots(figsize=(11, 1.3 + 0.42 * len(rows)))
     figure.subplots_adjust(left=0.23, right=0.58)
-    kinds = list(dict.fromkeys(what for losses, _ in rows.values() for what in losses))
+    kinds = list(dict.fromkeys(what for way in rows.values() for what in way.reached))
     looks = {what: {"color": COLOURS[k], "marker": "oD"[k % 2], "linestyle": "none"} for k, what in enumerate(kinds)}
-    for row, (losses, texts) in enumerate(rows.values()):
-        for what, values in losses.items():
+    for row, way in enumerate(rows.values()):
+        for what, values in way.reached.items():
             found = interval(values)
             axis.errorbar(found.mean, row, xerr=whiskers(found), capsize=3, **looks[what])
-        _beside(axis, row, texts)
+        _beside(axis, row, way.costs)
     _beside(axis, -0.75, columns, weight="bold")
     axis.set(xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.5))
     axis.set_yticks(range(len(rows)), list(rows))

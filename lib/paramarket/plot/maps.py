@@ -69,7 +69,7 @@ def harm_table(
 
 
 def matrices(
-    tables: Mapping[str, Float[Tensor, "rows columns"]], quantity: str, title: str, axes_of: tuple[str, str]
+    tables: Mapping[str, Float[Tensor, "rows columns"]], quantity: str, axes_of: tuple[str, str], title: str
 ) -> None:
     """Matrices side by side on one scale, centred at zero: red is positive, blue negative."""
     figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 3.9), squeeze=False, layout="constrained")

@@ -1,6 +1,7 @@
 """Scatters: two measurements against each other."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -11,7 +12,15 @@ from paramarket.base import interval
 from paramarket.plot.style import COLOURS, percent, whiskers
 
 MARKERS = "oDs^vPX*"
-Spots = tuple[Sequence[float], Float[Tensor, "spots seeds"], Float[Tensor, "spots seeds"], Float[Tensor, "spots seeds"]]
+
+
+class Spots(NamedTuple):
+    """Settings in a plane of two measurements, a third one their colour. labels: what is written beside each."""
+
+    labels: Sequence[float]
+    x: Float[Tensor, "spots seeds"]
+    y: Float[Tensor, "spots seeds"]
+    colour: Float[Tensor, "spots seeds"]
 
 
 def trails(
@@ -36,22 +45,22 @@ def trails(
 def frontier(curve: Spots, families: Mapping[str, Spots], axes_of: tuple[str, str, str], title: str) -> None:
     """Settings as spots, a marker a family, bars their intervals over seeds; the curve is what all have to beat.
 
-    Spots are (what is written beside each, x, y, colour) · axes_of: what x, y and the colour are
+    axes_of: what x, y and the colour are
     """
     figure, axis = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
     groups = {"free, stopped at a step": curve, **families}
-    shades = torch.cat([colour.mean(dim=1) for *_, colour in groups.values()])
+    shades = torch.cat([spots.colour.mean(dim=1) for spots in groups.values()])
     scale = {"cmap": "viridis", "norm": plt.Normalize(shades.min().item(), shades.max().item())}
-    axis.plot(curve[1].mean(dim=1), curve[2].mean(dim=1), color="grey", linewidth=1.5, zorder=0)
-    for k, (name, (labels, x, y, colour)) in enumerate(groups.items()):
-        across = interval(x.T)
-        up = interval(y.T)
+    axis.plot(curve.x.mean(dim=1), curve.y.mean(dim=1), color="grey", linewidth=1.5, zorder=0)
+    for k, (name, spots) in enumerate(groups.items()):
+        across = interval(spots.x.T)
+        up = interval(spots.y.T)
         bars = {"color": "grey", "elinewidth": 1, "zorder": 1, "linestyle": "none"}
         axis.errorbar(across.mean, up.mean, xerr=whiskers(across), yerr=whiskers(up), **bars)
-        spots = {"marker": MARKERS[k], "s": 95 if k else 40, "edgecolor": "black", "zorder": 2}
-        axis.scatter(across.mean, up.mean, c=colour.mean(dim=1), **scale, **spots)
+        look = {"marker": MARKERS[k], "s": 95 if k else 40, "edgecolor": "black", "zorder": 2}
+        axis.scatter(across.mean, up.mean, c=spots.colour.mean(dim=1), **scale, **look)
         aside = {"xytext": (8, 5) if k else (4, 6), "textcoords": "offset points", "fontsize": 9}
-        for label, x_mean, y_mean in zip(labels, across.mean, up.mean, strict=True):
+        for label, x_mean, y_mean in zip(spots.labels, across.mean, up.mean, strict=True):
             axis.annotate(f"{label:g}", (x_mean, y_mean), **aside)
         axis.scatter([], [], marker=MARKERS[k], color="white", edgecolor="black", s=60, label=name)
     figure.colorbar(plt.cm.ScalarMappable(scale["norm"], scale["cmap"]), ax=axis, label=axes_of[2])

@@ -4,6 +4,7 @@ And the domain weights that say which mixture a customer needs.
 """
 
 from paramarket.soup.mixtures import (
+    Batch,
     Clusters,
     DomainClassifier,
     MixtureScore,
@@ -37,6 +38,7 @@ from paramarket.soup.soups import (
 )
 
 __all__ = [
+    "Batch",
     "Clusters",
     "DomainClassifier",
     "Kind",

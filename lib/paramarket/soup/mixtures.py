@@ -7,12 +7,13 @@ customer's h is found from a few examples, and how a specialist is tried before 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from paramarket.base import Interval, interval, stream, whole_number
+from paramarket.base import Interval, check_list, interval, stream, whole_number
 from paramarket.data import Split, concat
 from paramarket.errors import DataError, ParameterError
 from paramarket.stack import Stack, features, flat, forward, init, leading, mlp
@@ -52,7 +53,14 @@ def draw_weights(law: WeightLaw, domains: int, count: int, generator: Generator)
 def draw_plans(
     laws: Sequence[WeightLaw | None], domains: int, steps: int, *, seeds: Sequence[int]
 ) -> Float[Tensor, "K steps domains"]:
-    """h for every step of K runs, drawn by each run's law; None: all domains alike, always. One seed, one random h."""
+    """h for every step of K runs, drawn by each run's law; None: all domains alike, always. One seed, one random h.
+
+    Raises ParameterError unless laws and seeds are lists of one length.
+    """
+    check_list("laws", laws)
+    check_list("seeds", seeds)
+    if len(laws) != len(seeds):
+        raise ParameterError(f"{len(laws)} laws, {len(seeds)} seeds: expected a law for each seed.")
     even = torch.full((steps, domains), 1 / domains)
     plans = []
     for law, seed in zip(laws, seeds, strict=True):
@@ -70,14 +78,23 @@ def check_weights(h: Float[Tensor, "... domains"], domains: int) -> None:
         )
 
 
+class Batch(NamedTuple):
+    """A step's examples for K runs, and the domain weights that each run's were drawn by."""
+
+    x: Float[Tensor, "K batch ..."]
+    y: Int[Tensor, "K batch"]
+    h: Float[Tensor, "K domains"]
+
+
 def batches(
     domains: Sequence[Split], h: Float[Tensor, "K steps domains"], batch: int, generators: Sequence[Generator]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For every step, examples of mix(h), with replacement, and that h: x [K, batch, ...], y [K, batch], [K, domains].
+) -> Iterator[Batch]:
+    """For every step, examples of mix(h), with replacement, and that h.
 
     All are on the device of h. Runs that share a generator (the same object) share what is random. x is overwritten by
     the next batch.
     """
+    check_list("generators", generators)
     check_weights(h, len(domains))
     batch = whole_number("batch", batch, least=1)
     x = torch.cat([split.x.to(h.device) for split in domains])
@@ -88,7 +105,7 @@ def batches(
         places = _draw_places(part.cpu(), sizes, batch, generators).to(h.device)
         for chosen, now in zip(places.unbind(1), part.unbind(1), strict=True):
             torch.index_select(x, 0, chosen.flatten(), out=buffer)
-            yield buffer.unflatten(0, chosen.shape), y[chosen], now
+            yield Batch(buffer.unflatten(0, chosen.shape), y[chosen], now)
 
 
 def _draw_places(h: Tensor, sizes: Tensor, batch: int, generators: Sequence[Generator]) -> Tensor:
@@ -137,12 +154,15 @@ class DomainClassifier(NamedTuple):
     model: Stack
 
 
-def train_domain_classifier(domains: Sequence[Split], units: int, *, seed: int, **how: float) -> DomainClassifier:
-    """A net of one hidden layer, trained to tell the domains apart; how: of `train.fit`."""
+def train_domain_classifier(
+    domains: Sequence[Split], units: int, *, seed: int, device: torch.device | str = "cpu", **settings: float
+) -> DomainClassifier:
+    """A net of one hidden layer, trained on a device to tell the domains apart; settings: of `train.fit`."""
     net = mlp(domains[0].x[0].numel(), [units], len(domains))
     owner = torch.arange(len(domains)).repeat_interleave(torch.tensor([len(split) for split in domains]))
     examples = Split(concat(*domains).x, owner)
-    return DomainClassifier(net, fit(net, init(net, 1, seed), examples, seed=seed, **how).stack)
+    start = init(net, 1, seed, device, purpose="domain classifier")  # not the numbers of a soup of the same seed
+    return DomainClassifier(net, fit(net, start, examples, seed=seed, **settings).stack)
 
 
 def hidden_features(
@@ -190,11 +210,13 @@ def cluster_features(domains: Sequence[Float[Tensor, "_ features"]], count: int,
     """k-means (scipy, k-means++) over the features of all domains, and what every domain looks like in its clusters."""
     from scipy.cluster.vq import kmeans2  # not above: it takes longer to import than all the rest
 
+    check_list("domains", domains)
     sizes = torch.tensor([len(each) for each in domains])
     if not 1 <= count <= sizes.sum():
         raise ParameterError(f"count = {count}, expected 1 to {int(sizes.sum())} clusters, as many as examples.")
     rows = torch.cat([each.cpu().double() for each in domains]).numpy()
-    centroids, label = kmeans2(rows, count, iter=30, minit="++", rng=seed)
+    own = np.random.default_rng(stream(seed, "clusters").initial_seed())
+    centroids, label = kmeans2(rows, count, iter=30, minit="++", rng=own)
     members = torch.zeros(count, len(sizes))
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)
     members.index_put_((torch.as_tensor(label).long(), owner), torch.ones(len(owner)), accumulate=True)

@@ -5,7 +5,7 @@ plain parameters: no soup is needed to run a specialist. A model trained alone i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from paramarket import stack
-from paramarket.base import is_watched, stream
+from paramarket.base import check_list, is_watched, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.soup.mixtures import MixtureScore, WeightLaw, batches, check_weights, draw_plans, score_mixtures
@@ -59,17 +59,26 @@ def init_soups(
     seeds: one a soup · hidden: units of phi
     Raises ParameterError unless there is a number of experts, 0 or more, for each seed.
     """
+    experts = _whole_numbers("experts", experts)
+    seeds = _whole_numbers("seeds", seeds)
     if len(experts) != len(seeds) or not seeds or min(experts) < 0 or min(hidden, domains) < 1:
-        given = f"experts = {list(experts)}, {len(seeds)} seeds, hidden = {hidden}, {domains} domains"
+        given = f"experts = {experts}, {len(seeds)} seeds, hidden = {hidden}, {domains} domains"
         raise ParameterError(f"{given}: expected a number ≥ 0 for each seed, 1 or more units and domains.")
     most = max(experts)
     base = stack.chain([stack.init(net, 1, seed, device) for seed in seeds])
     routers = []
     for count, seed in zip(experts, seeds, strict=True):
-        drawn = stack.init(stack.mlp(domains, [hidden], max(1, count)), 1, seed, device)
+        phi = stack.mlp(domains, [hidden], max(1, count))
+        drawn = stack.init(phi, 1, seed, device, purpose="router")  # not the numbers of S
         routers.append(_resize_router(drawn, count, most))
     none = stack.map(lambda tensor: tensor.new_zeros(len(tensor), most, *tensor.shape[1:]), base)
     return Soup(base, none, stack.chain(routers))
+
+
+def _whole_numbers(name: str, values: Any) -> list[int]:
+    """A list's values as Python's own: two tensors of one seed are two keys, two whole numbers are one."""
+    check_list(name, values)
+    return [whole_number(name, value) for value in values]
 
 
 def _resize_router(router: Stack, experts: int, places: int) -> Stack:
@@ -141,6 +150,7 @@ def train_soups(
     for the examples that it draws; runs of one seed see the same random numbers. Raises ShapeError, ParameterError for
     an h that is no weights, TrainingError where losses or weights are not finite.
     """
+    seeds = _whole_numbers("seeds", seeds)
     copies = stack.check(net, start.base)
     steps = h.shape[1]
     if not copies == len(h) == len(seeds) or steps < 1:
@@ -159,9 +169,9 @@ def train_soups(
     one = stack.take(start.base, 0)
     losses = []
     bar = tqdm(drawn, f"training {copies} soups", total=steps, leave=False, delay=1, disable=not is_watched())
-    for x, y, now in bar:
-        models = stack.from_vectors(_theta(bank, phi, router, now), one)
-        losses.append(one_step(net, models, x, y, opt))
+    for examples in bar:
+        models = stack.from_vectors(_theta(bank, phi, router, examples.h), one)
+        losses.append(one_step(net, models, examples.x, examples.y, opt))
         pace.step()
     check_finite(losses, router | {"S and E": bank.detach()}, steps)
     base = stack.copy(stack.from_vectors(bank[:, 0], one))
@@ -193,17 +203,21 @@ def train_kinds(
     steps: int,
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
-    **how: float,
+    **settings: float,
 ) -> dict[str, Soup]:
     """Train several kinds of soups, {name: kind}, with every seed, all at once: {name: its soups, in order of seeds}.
 
-    `Kind(0)` is the generic model, all domains alike. how: of `train_soups`
+    `Kind(0)` is the generic model, all domains alike. settings: of `train_soups`
+    Raises ParameterError unless kinds have names and seeds are a list.
     """
+    if not isinstance(kinds, Mapping):
+        raise ParameterError(f"kinds = {kinds!r}, expected {{name: Kind}}.")
+    seeds = _whole_numbers("seeds", seeds)
     every = [kind for kind in kinds.values() for _ in seeds]
     runs = [seed for _ in kinds for seed in seeds]
     start = init_soups(net, len(domains), experts=[kind.experts for kind in every], seeds=runs, device=device)
     h = draw_plans([kind.law for kind in every], len(domains), steps, seeds=runs)
-    trained = train_soups(net, start, domains, h, seeds=runs, **how).soup
+    trained = train_soups(net, start, domains, h, seeds=runs, **settings).soup
     found = {}
     for k, (name, kind) in enumerate(kinds.items()):
         of_kind = slice(k * len(seeds), (k + 1) * len(seeds))
@@ -231,17 +245,18 @@ def train_alone(
     seeds: Sequence[int],
     start: Stack | None = None,
     device: torch.device | str = "cpu",
-    **how: float,
+    **settings: float,
 ) -> Stack:
     """One model for each h and seed, trained on that mixture and no other, a stack [seeds, J]; see `train_soups`.
 
     A one-hot h makes the expert of a domain; any other retrains for a customer (CRISP, Grangier et al. 2024, which
     weighs examples to the same end). start: models [seeds] to go on from, by default the seed's own draw
     """
+    seeds = _whole_numbers("seeds", seeds)
     runs = [seed for seed in seeds for _ in h]
     begun = init_soups(net, len(domains), experts=[0] * len(runs), seeds=runs, device=device)
     if start is not None:
         begun = begun._replace(base=stack.map(lambda tensor: tensor.repeat_interleave(len(h), dim=0), start))
     always = h.repeat(len(seeds), 1).unsqueeze(1).expand(-1, steps, -1)
-    trained = train_soups(net, begun, domains, always, seeds=runs, **how).soup
+    trained = train_soups(net, begun, domains, always, seeds=runs, **settings).soup
     return stack.unflat(trained.base, (len(seeds), len(h)))

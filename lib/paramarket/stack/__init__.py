@@ -6,6 +6,7 @@ Two verbs carry the project: `forward` runs all K models at once, `mix` makes ne
 from paramarket.stack.files import Params, card, card_of, content_hash, load, save
 from paramarket.stack.nets import (
     DenseLayer,
+    FirstLayer,
     Residual,
     dense_plan,
     is_dense,
@@ -44,6 +45,7 @@ from paramarket.stack.values import (
 
 __all__ = [
     "DenseLayer",
+    "FirstLayer",
     "Params",
     "Residual",
     "Stack",

@@ -100,7 +100,14 @@ def linear(
     return _Linear.apply(x, weight, bias)
 
 
-def split_first(net: nn.Module) -> tuple[str, nn.Sequential] | None:
+class FirstLayer(NamedTuple):
+    """The name of a net's first layer, and what follows it as a net of its own."""
+
+    name: str
+    rest: nn.Sequential
+
+
+def split_first(net: nn.Module) -> FirstLayer | None:
     """The first layer of a dense net that begins with a linear one, and what follows it as a net of its own.
 
     None for any other net. Parameters keep their names, so a stack of the net runs in what follows as well.
@@ -112,7 +119,7 @@ def split_first(net: nn.Module) -> tuple[str, nn.Sequential] | None:
     rest = parts[first + 1 :]
     if not rest or type(parts[first][1]) is not nn.Linear:
         return None
-    return parts[first][0], nn.Sequential(OrderedDict(rest))
+    return FirstLayer(parts[first][0], nn.Sequential(OrderedDict(rest)))
 
 
 class DenseLayer(NamedTuple):

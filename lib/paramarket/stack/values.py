@@ -19,13 +19,19 @@ Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
 Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
 
 
-def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "cpu") -> Stack:
+def init(net: nn.Module, copies: int, seed: int, device: torch.device | str = "cpu", *, purpose: str = "init") -> Stack:
     """`copies` models with different random starts, each by PyTorch's own rule for its layers.
 
-    The k-th model depends on `seed` and k alone, not on how many there are.
+    The k-th model depends on `seed`, `purpose` and k alone, not on how many there are. purpose: another name for what
+    is started beside other models of the same seed, lest both draw the same numbers
+
+    >>> from paramarket import stack
+    >>> models = stack.init(stack.mlp(4, [3], 2), copies=5, seed=0)
+    >>> {name: tuple(tensor.shape) for name, tensor in models.items()}
+    {'1.weight': (5, 3, 4), '1.bias': (5, 3), '3.weight': (5, 2, 3), '3.bias': (5, 2)}
     """
     blank = deepcopy(net)
-    models = [_initial(blank, stream(seed, "init", k)) for k in range(copies)]
+    models = [_initial(blank, stream(seed, purpose, k)) for k in range(copies)]
     return map(lambda tensor: tensor.to(device), join(models))
 
 
@@ -47,7 +53,14 @@ def _named(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def join(models: Sequence[Params]) -> Stack:
-    """Models side by side: K times `Params` -> `Stack`. Raises ShapeError naming the first key that differs."""
+    """Models side by side: K times `Params` -> `Stack`. Raises ShapeError naming the first key that differs.
+
+    >>> import torch
+    >>> from paramarket import stack
+    >>> stack.join([{"1.bias": torch.tensor([0.0])}, {"1.bias": torch.tensor([4.0])}])
+    {'1.bias': tensor([[0.],
+            [4.]])}
+    """
     if not models:
         raise ShapeError("nothing to join: expected one or more models, got none.")
     for model in models[1:]:
@@ -174,6 +187,12 @@ def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
     """J new models, each a weighted sum of K: [..., J, K] with a stack [..., K] gives a stack [..., J].
 
     An average is a row of 1/K, a purchase (1 - w, w), a path a matrix whose rows walk from one to the other.
+
+    >>> import torch
+    >>> from paramarket import stack
+    >>> stack.mix(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), {"1.bias": torch.tensor([[0.0], [4.0]])})
+    {'1.bias': tensor([[2.],
+            [3.]])}
     """
     batch = weights.shape[:-2]
     for name, tensor in stack.items():
@@ -192,6 +211,12 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
     """All K models at once, in eval mode: `x` is shared, [n, ...], or holds one batch per model, [K, n, ...].
 
     An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
+
+    >>> import torch
+    >>> from paramarket import stack
+    >>> net = stack.mlp(4, [3], 2)
+    >>> tuple(stack.forward(net, stack.init(net, copies=5, seed=0), torch.zeros(7, 4)).shape)
+    (5, 7, 2)
     """
     return apply(net, stack, *_placed(net, stack, x), training=False)
 
