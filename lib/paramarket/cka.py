@@ -87,7 +87,11 @@ class StreamingCKA:
         if self.sums is None:
             self.sums = weighted
         else:
-            self.sums = _Hsic(*(before + added for before, added in zip(self.sums, weighted, strict=True)))
+            self.sums = _Hsic(
+                cross=self.sums.cross + weighted.cross,
+                own_x=self.sums.own_x + weighted.own_x,
+                own_y=self.sums.own_y + weighted.own_y,
+            )
         self.shapes = shapes
         self.seen += n
 
@@ -95,7 +99,8 @@ class StreamingCKA:
         """CKA of all that was added, on the CPU. Raises DataError before the first batch."""
         if self.sums is None:
             raise DataError("no batch was added yet: call update first.")
-        return _ratio(_Hsic(*(total / self.seen for total in self.sums)))
+        cross, own_x, own_y = self.sums
+        return _ratio(_Hsic(cross / self.seen, own_x / self.seen, own_y / self.seen))
 
 
 def _shapes_but_examples(layers: Layers) -> dict[Hashable, tuple[int, ...]]:

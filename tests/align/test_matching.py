@@ -165,6 +165,13 @@ def test_products_are_those_of_the_formula():
     assert torch.allclose(align.weight_products(spec, "1", a, b, p), first, atol=1e-6)
 
 
+def test_what_products_rest_on_goes_by_name():
+    _, spec, (target, source) = setting("mlp")
+    p = align.identity(spec, source)
+    with pytest.raises(TypeError, match="positional"):
+        inspect.unwrap(align.weight_products)(spec, next(iter(p)), target, source, p, {None})
+
+
 def test_running_statistics_do_not_count():
     _, spec, (target, source) = setting("BatchNorm")
     other = {name: 100 * tensor if "running" in name else tensor for name, tensor in source.items()}

@@ -86,7 +86,9 @@ def test_a_folder_of_images_by_class(tmp_path):
     assert (found.name, found.classes) == ("pets", ("cat", "dog"))
     assert found.train.x.shape == (12, 1, 5, 6)
     assert sum(len(getattr(found, part)) for part in ("train", "quote", "audit", "test")) == 20
-    assert data.from_files(write_images(tmp_path / "colour", "RGB")).train.x.shape == (12, 3, 5, 6)
+    colour = data.from_files(write_images(tmp_path / "colour", "RGB"))
+    assert colour.train.x.shape == (12, 3, 5, 6)
+    assert torch.allclose(colour.mean[1:], torch.tensor([0.0, 1.0]))  # every pixel is (k, 0, 255), in shares of 255
 
 
 def test_ragged_images_name_the_file_and_both_sizes(tmp_path):

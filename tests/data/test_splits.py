@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from paramarket import data
 from paramarket.base import stream
+from paramarket.data import splits
 from paramarket.errors import DataError, ParameterError
 
 SIZES = {"mnist-5k": (3000, 500, 500, 1000), "digits": (1077, 180, 180, 360)}
@@ -102,7 +103,7 @@ def test_a_split_refuses_unequal_lengths_and_nothing():
 @given(st.integers(2, 30), st.floats(0, 1), st.sets(st.integers(0, 9), min_size=1, max_size=5))
 def test_the_shares_of_a_class_are_disjoint_and_fair(digits, students, keep, rare):
     shares = [
-        data.holding(digits.train, sorted(rare), keep, stream(0, "class"), student, students)
+        data.holding(digits.train, sorted(rare), keep, stream(0, "class"), student=student, students=students)
         for student in range(1, students + 1)
     ]
     rows = [row.numpy().tobytes() for share in shares for row in share.x.flatten(1)]
@@ -187,9 +188,8 @@ def three_arrays(folder):
 @pytest.mark.parametrize("make", [six_rows, no_rows, three_arrays, no_arrays])
 def test_too_few_examples_for_four_splits_are_refused_with_their_file(tmp_path, make):
     path = make(tmp_path)
-    with pytest.raises(
-        DataError, match=rf"{re.escape(str(path))} has (\d examples of \d classes: too few for four splits|no examples)"
-    ):
+    rarest = r"\d examples of \d classes, \d of class '.': too few for four splits"
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))} has ({rarest}|no examples)"):
         data.from_files(path)
 
 
@@ -198,3 +198,36 @@ def test_ten_of_each_class_are_enough_for_four_splits(tmp_path):
     path.write_text("a,label\n" + "".join(f"{k},{'xy'[k % 2]}\n" for k in range(20)))
     found = data.from_files(path)
     assert [len(getattr(found, part)) for part in PARTS] == [12, 2, 2, 4]
+
+
+def two_classes(folder, often, rarely):
+    path = folder / "pets.csv"
+    labels = ["x"] * often + ["rare"] * rarely
+    path.write_text("a,label\n" + "".join(f"{k},{label}\n" for k, label in enumerate(labels)))
+    return path
+
+
+def test_a_class_too_rare_for_one_of_the_splits_is_refused_by_name(tmp_path):
+    message = r"pets\.csv has 21 examples of 2 classes, 1 of class 'rare': too few .* Give 9 or more of each class"
+    with pytest.raises(DataError, match=message):
+        data.from_files(two_classes(tmp_path, 20, 1))
+    with pytest.raises(DataError, match=r"8 of class 'rare': .*, audit would have none"):
+        data.from_files(two_classes(tmp_path, 20, 8))
+    found = data.from_files(two_classes(tmp_path, 20, 9))
+    assert all(getattr(found, part).y.bincount().min() >= 1 for part in PARTS)
+
+
+def test_a_class_that_is_named_and_never_occurs_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((40, 4)), y=np.arange(40) % 2, classes=["no", "yes", "perhaps"])
+    with pytest.raises(DataError, match=r"0 of class 'perhaps': .*train and quote and audit and test would have none"):
+        data.from_files(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("tested", [None, 1])
+def test_the_number_asked_for_is_the_least_from_which_on_every_split_gets_an_example(tested):
+    def smallest_part(count):
+        labels = torch.zeros(count + (tested or 0), dtype=torch.long)
+        return min(map(len, splits._stratified(labels, tested, stream(0)).values()))
+
+    assert all(smallest_part(count) >= 1 for count in range(splits.ENOUGH, 300))
+    assert (smallest_part(splits.ENOUGH - 1) == 0) == (tested is None)  # a set with its own test needs fewer

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 
 import numpy as np
@@ -178,6 +179,31 @@ def test_a_pair_is_matched_once_and_the_way_back_is_the_inverse(match, split, mo
         back = stack.take(rows, (other, 1 + [k for k in range(3) if k != other].index(one)))
         assert equal(there, align.permute(spec, p, stack.take(models, other)))
         assert equal(back, align.permute(spec, align.inverse(p), stack.take(models, one)))
+
+
+def test_a_number_is_no_list_of_shares_and_a_half_no_number_of_layers():
+    weights = inspect.unwrap(market.purchase_weights)
+    with pytest.raises(ParameterError, match=r"shares = 0\.5, expected a list"):
+        weights(0.5, 2)
+    with pytest.raises(ParameterError, match=r"layers = 2\.0, expected a whole number ≥ 1"):
+        weights([0.5], 2.0)
+    with pytest.raises(ParameterError, match=r"sellers = 0, expected a whole number ≥ 1"):
+        weights([0.5], 2, sellers=0)
+
+
+def test_a_buyer_is_no_list_of_buyers(split):
+    net = NETS["MLP"]()
+    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=0)
+    with pytest.raises(ParameterError, match="buyers = 0, expected a list"):
+        inspect.unwrap(market.lineup)(net, spec, models, buyers=0, sellers=[[1]], match="none", x=split.x)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (3, 2), (4, 3)])
+def test_every_buyer_has_its_own_classes(shape):
+    models, weights, split = deal(0)
+    own = torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ShapeError, match=r"own_classes has shape .*, expected a row for each of 3 buyers, of 3"):
+        inspect.unwrap(market.quote)(SMALL, models, weights, split, own_classes=own)
 
 
 def test_an_unknown_match_is_refused(split):

@@ -10,7 +10,7 @@ from orders import equal
 from paramarket import data, market, stack, train
 from paramarket.base import stream
 from paramarket.errors import DataError, ParameterError, WeightsError
-from paramarket.market import FILE, Splits, Terms, hand_in, league, read_entries, trading_day
+from paramarket.market import ENTRY_FILE, Splits, Terms, hand_in, league, read_entries, trading_day
 from paramarket.stack import take
 
 NET = stack.mlp(64, [16], 10)
@@ -72,7 +72,7 @@ def test_what_was_handed_in_is_read_bit_for_bit(tmp_path, card):
 def test_a_bid_is_read_as_it_was_written(bid, tmp_path, card):
     few(tmp_path, card)
     path = hand_in(tmp_path / "a", take(stack.init(NET, 1, seed=7), 0), card, bid)
-    assert path == tmp_path / "a" / FILE
+    assert path == tmp_path / "a" / ENTRY_FILE
     assert read_entries(tmp_path, NET, card, SEEN).bids[0] == bid
     assert equal(
         take(read_entries(tmp_path, NET, card, SEEN).models, 0), take(stack.init(NET, 1, seed=7), 0)
@@ -88,7 +88,7 @@ def test_a_bid_that_is_none_is_refused_before_anything_is_written(bid, tmp_path,
 
 def test_a_file_is_there_in_whole_or_as_it_was(tmp_path, card, monkeypatch):
     few(tmp_path, card)
-    before = (tmp_path / "a" / FILE).read_bytes()
+    before = (tmp_path / "a" / ENTRY_FILE).read_bytes()
 
     def torn(tensors, path, **_):
         path.write_bytes(b"half of it")
@@ -97,8 +97,8 @@ def test_a_file_is_there_in_whole_or_as_it_was(tmp_path, card, monkeypatch):
     monkeypatch.setattr("paramarket.stack.files.save_file", torn)
     with pytest.raises(OSError, match="disk full"):
         hand_in(tmp_path / "a", take(stack.init(NET, 1, seed=7), 0), card, 1.0)
-    assert (tmp_path / "a" / FILE).read_bytes() == before
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [FILE]
+    assert (tmp_path / "a" / ENTRY_FILE).read_bytes() == before
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [ENTRY_FILE]
 
 
 def test_noise_that_is_no_number_is_refused(tmp_path, card):
@@ -165,7 +165,7 @@ def bid(text):
 )
 def test_a_file_that_cannot_be_used_is_named_and_the_others_trade(harm, said, tmp_path, card, splits):
     models = few(tmp_path, card)
-    harm(tmp_path / "b" / FILE, card)
+    harm(tmp_path / "b" / ENTRY_FILE, card)
     entries = read_entries(tmp_path, NET, card, SEEN)
     assert list(entries.refused) == ["b"]
     with pytest.raises(WeightsError, match=said):
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_trade(harm, said, tm
 
 def test_a_changed_file_is_found_by_its_hash(tmp_path, card):
     few(tmp_path, card)
-    path = tmp_path / "b" / FILE
+    path = tmp_path / "b" / ENTRY_FILE
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -187,8 +187,10 @@ def test_a_changed_file_is_found_by_its_hash(tmp_path, card):
 
 def test_a_class_of_one_is_no_market(tmp_path, card):
     few(tmp_path, card, 2)
-    pickled(tmp_path / "b" / FILE, card)
-    with pytest.raises(DataError, match=rf"{tmp_path}: 1 usable files .*, expected two or more.*b.{FILE} is a pickle"):
+    pickled(tmp_path / "b" / ENTRY_FILE, card)
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}: 1 usable files .*, expected two or more.*b.{ENTRY_FILE} is a pickle"
+    ):
         read_entries(tmp_path, NET, card, SEEN)
 
 
@@ -292,7 +294,7 @@ def test_a_day_without_a_sale_has_a_league_too(tmp_path, card, splits):
     assert not table[["bought", "sold", "money", "won"]].to_numpy().any()
     assert np.array_equal(table.before, table.after)
     assert table.name.tolist() == entries.names
-    assert market.FILE == "me.safetensors"
+    assert market.ENTRY_FILE == "me.safetensors"
 
 
 def test_a_market_that_never_opened_has_a_league_too(room, card, splits):

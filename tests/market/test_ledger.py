@@ -1,3 +1,4 @@
+import inspect
 import math
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from orders import equal
 
 from paramarket import stack
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.market import Ledger, open_accounts, open_books, pay, record_quotes, revert, split_cents
 
 NET = stack.mlp(4, [3], 2)
@@ -208,3 +209,17 @@ def test_the_way_back_does_not_hang_on_what_happens_later():
 def test_there_is_no_way_back_from_what_was_no_purchase(number):
     with pytest.raises(ParameterError, match=rf"trade = {number}: no purchase bears that number; .*query\('traded'\)"):
         revert(two_rounds()[-1], number)
+
+
+@pytest.mark.parametrize("cents", [torch.tensor([100]), torch.tensor([100, 100, 100])])
+def test_every_sum_has_its_shares(cents):
+    with pytest.raises(ShapeError, match="expected a row of shares a sum"):
+        inspect.unwrap(split_cents)(cents, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("name", ["buyer", "paid", "received", "shares"])
+def test_one_number_does_not_serve_several_payments(name):
+    two, pairs = torch.tensor([0, 0]), torch.tensor([[1], [1]])
+    deal = {"market": two, "buyer": two, "sellers": pairs, "shares": torch.ones(2, 1), "paid": two, "received": two}
+    with pytest.raises(ShapeError, match=f"{name} .*expected one shape"):
+        inspect.unwrap(pay)(open_accounts(1, 2, 50.0), **deal | {name: deal[name][:1]})

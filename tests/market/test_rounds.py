@@ -20,6 +20,7 @@ from paramarket.market import (
     RULES,
     Agent,
     Market,
+    Meetings,
     Quote,
     Splits,
     Terms,
@@ -30,7 +31,7 @@ from paramarket.market import (
     revert,
     trade,
 )
-from paramarket.market.rounds import Appraisal, Meetings, _entered, _order, _settle
+from paramarket.market.rounds import Appraisal, _order, _settle, _with_payments
 from paramarket.stack import chain, take
 
 SMALL = stack.mlp(64, [16], 10)
@@ -54,7 +55,7 @@ def splits(digits):
 @pytest.fixture(scope="module")
 def members(digits):
     """Three of unequal size: the second keeps a third of what it holds."""
-    first, second, third = plants(digits.train, 10, 3, 0.05, 100.0, seed=0)
+    first, second, third = plants(digits.train, 10, count=3, share=0.05, bid=100.0, seed=0)
     some = second.split
     return [first, second._replace(split=Split(some.x[::3], some.y[::3])), third]
 
@@ -313,7 +314,7 @@ def test_the_authors_setting_runs(generator):
         y = torch.randint(0, 4, (n,), generator=generator)
         return Split(centres[y] + torch.randn(n, 20, generator=generator), y)
 
-    members = plants(drawn(600), 4, 2, AUTHORS["kept_share"], 100.0, seed=0)
+    members = plants(drawn(600), 4, count=2, share=AUTHORS["kept_share"], bid=100.0, seed=0)
     arms = [Market(members, AUTHORS["terms"], 0), Market(members, ALONE, 0)]
     done = market.run(net, arms, Splits(drawn(200), drawn(210), drawn(220)), **(AUTHORS["how"] | {"rounds": 2}))
     rows = done.ledger.rows
@@ -389,7 +390,7 @@ def test_all_matches_trade(members, splits):
 @pytest.fixture(scope="module")
 def agents(digits):
     """Three, each of whom rarely sees another half of the classes."""
-    return plants(digits.train, 10, 3, 0.03, 100.0, seed=0)
+    return plants(digits.train, 10, count=3, share=0.03, bid=100.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -745,7 +746,7 @@ def settled(bid, claim=1.0, shares=(0.5,), euros=10_000.0, **terms):
     books, appraisal = open_books(1, 1 + sellers, euros), appraised(shares, claim)
     met = Meetings(torch.tensor([0]), torch.tensor([0]), torch.arange(1, 1 + sellers).unsqueeze(0))
     found = _settle(Terms(rule="word", claim=claim, **terms), [Agent("A", None, bid)], met, appraisal, books)
-    return found, _entered(books, met, appraisal, found.deal, books.ledger)
+    return found, _with_payments(books, met, appraisal, found.deal, books.ledger)
 
 
 def whole(amount, rounding):

@@ -1,3 +1,4 @@
+import inspect
 import math
 from dataclasses import FrozenInstanceError
 
@@ -110,7 +111,7 @@ def test_an_agent_learns_from_its_split_and_starts_anywhere_unless_told():
 def test_a_plant_holds_a_share_of_half_of_the_classes_and_all_of_the_others(classes, count):
     y = torch.arange(classes).repeat_interleave(20)
     split = data.Split(torch.arange(float(len(y))).unsqueeze(1), y)
-    made, rare = plants(split, classes, count, 0.25, 7.0, seed=3), []
+    made, rare = plants(split, classes, count=count, share=0.25, bid=7.0, seed=3), []
     assert [agent.name for agent in made] == list("ABCD")[:count]
     for k, agent in enumerate(made):
         counts = agent.split.y.bincount(minlength=classes)
@@ -129,11 +130,19 @@ def test_a_plant_holds_a_share_of_half_of_the_classes_and_all_of_the_others(clas
 def test_plants_have_letters_for_names(count):
     split = data.Split(torch.zeros(2, 1), torch.tensor([0, 1]))
     with pytest.raises(ParameterError, match=rf"count = {count}, expected 1 to 26 agents"):
-        plants(split, 2, count, 0.5, 1.0, seed=0)
+        plants(split, 2, count=count, share=0.5, bid=1.0, seed=0)
+
+
+def test_what_plants_are_goes_by_name():
+    split = data.Split(torch.zeros(2, 1), torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match="positional"):
+        inspect.unwrap(plants)(split, 2, 2, 0.5, 1.0, 0)
+    with pytest.raises(ParameterError, match=r"count = 2\.0, expected a whole number"):
+        inspect.unwrap(plants)(split, 2, count=2.0, share=0.5, bid=1.0, seed=0)
 
 
 def test_plants_of_another_seed_hold_other_examples(digits):
-    one, other = (plants(digits.train, 10, 2, 0.1, 1.0, seed)[0].split.x for seed in (0, 1))
+    one, other = (plants(digits.train, 10, count=2, share=0.1, bid=1.0, seed=seed)[0].split.x for seed in (0, 1))
     assert one.shape == other.shape
     assert not torch.equal(one, other)
 

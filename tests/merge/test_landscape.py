@@ -300,6 +300,34 @@ def test_a_plane_of_fewer_than_two_points_is_refused(points):
         plane(*some(3, "short"), points)
 
 
+@pytest.mark.parametrize("points", [3.0, "3", True])
+def test_points_are_a_whole_number(points):
+    a, b, c = some(3, "short")
+    for way, first in ((path, (a, b)), (plane, (a, b, c))):
+        with pytest.raises(ParameterError, match=f"points = {points!r}, expected a whole number"):
+            inspect.unwrap(way)(*first, points)
+
+
+def test_a_number_is_no_list_of_shares_and_a_text_no_list_of_names():
+    _, a, b = stacks()
+    with pytest.raises(ParameterError, match=r"shares = 0\.5, expected a list"):
+        inspect.unwrap(merge.blend_pairs)(a, b, 0.5)
+    one, other = some(2, "short")
+    with pytest.raises(ParameterError, match=r"names = '1\.bias', expected a list"):
+        layer_path(one, other, "1.bias", 3)
+
+
+def test_of_equally_good_blends_the_first_is_taken():
+    net, a, _ = stacks()
+    a = stack.map(torch.zeros_like, a)
+    b = stack.map(lambda tensor: tensor.clone(), a)
+    b["3.bias"] += 1  # the same for every class: no answer changes
+    split = Split(torch.zeros(2, 4), torch.tensor([0, 1]))
+    for shares in ([0.0, 1.0], [1.0, 0.0]):
+        best = merge.best_blend(net, a, b, split, shares=shares)
+        assert torch.equal(best["3.bias"], (b if shares[0] else a)["3.bias"])
+
+
 def test_a_walk_needs_lines_of_the_same_number_of_points(trained, digits):
     net, _, model, copy = trained
     with pytest.raises(ShapeError, match=r"lines of \[3, 4\] points"):

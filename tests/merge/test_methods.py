@@ -247,7 +247,7 @@ def test_batch_norm_is_measured_anew(split):
 def test_a_repaired_path_starts_and_ends_at_its_ends_and_is_repaired_between(name, split):
     net, spec, models = some(name)
     a, b = stack.take(models, 0), stack.take(models, 1)
-    found = merge.repaired_path(net, spec, a, b, split.x, 5)
+    found = merge.repaired_path(net, spec, a, b, split.x, points=5)
     assert equal(stack.take(found, 0), a)
     assert equal(stack.take(found, 4), b)
     for k in range(1, 4):
@@ -382,24 +382,46 @@ def test_models_on_a_second_device_merge_there_to_the_same(method, split):
 def test_paths_are_repaired_and_pairs_merged_on_a_second_device(name, split):
     net, spec, models = some(name)
     ends = [stack.take(models, k) for k in range(2)]
-    line = merge.repaired_path(net, spec, *ends, split.x, 5)
+    line = merge.repaired_path(net, spec, *ends, split.x, points=5)
     pairs = merge.merge_pairs(net, spec, models, models, split, stream(0, "pairs"), method=merge.repair)
     with second_device() as device:
         there = away(models, device)
         ends = [stack.take(there, k) for k in range(2)]
-        assert close(back(merge.repaired_path(net, spec, *ends, split.x, 5)), line)
+        assert close(back(merge.repaired_path(net, spec, *ends, split.x, points=5)), line)
         found = merge.merge_pairs(net, spec, there, there, split, stream(0, "pairs"), method=merge.repair)
         assert {tensor.device for tensor in found.values()} == {device}
         assert close(back(found), pairs)
 
 
-def test_an_ensemble_speaks_where_its_models_are(split):
+def test_an_ensemble_on_a_second_device_is_shown_on_the_cpu(split):
     net, _, models = some("mlp")
     expected = merge.ensemble(net, models, split.x)
     with second_device() as device:
         said = merge.ensemble(net, away(models, device), split.x)
-        assert said.device == device
-        assert torch.allclose(said.cpu(), expected)
+        assert said.device.type == "cpu"
+        assert torch.allclose(said, expected)
+
+
+def test_points_of_a_repaired_path_go_by_name(split):
+    net, spec, models = some("mlp")
+    ends = [stack.take(models, k) for k in range(2)]
+    with pytest.raises(TypeError, match="positional"):
+        inspect.unwrap(merge.repaired_path)(net, spec, *ends, split.x, 3)
+
+
+def test_a_number_is_no_list_of_weights(split):
+    net, _, models = some("mlp")
+    with pytest.raises(ParameterError, match=r"weights = 0\.5, expected a list"):
+        inspect.unwrap(merge.methods._shares)(net, models, 0.5)
+
+
+def test_of_equally_good_candidates_the_first_is_taken(split):
+    net, _, models = some("mlp")
+    model = stack.take(models, 0)
+    gone = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+    signed = {name: -tensor for name, tensor in gone.items()}  # -0.0: the same loss, to the last bit
+    best = merge.methods._best(net, stack.join([signed, gone]), split)
+    assert all(tensor.signbit().all() for tensor in best.values())
 
 
 @pytest.mark.parametrize("method", ["repair", "regmean"])

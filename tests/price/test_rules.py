@@ -356,7 +356,9 @@ def test_a_bargain_serves_arrays():
 @pytest.mark.parametrize("rule", [price.nash_price, price.double_auction])
 @given(value=money, cost=money)
 def test_every_rule_keeps_its_contract(rule: price.PriceRule, value, cost):
+    assert isinstance(rule, price.PriceRule)
     found = rule(value, cost)
+    assert isinstance(found, price.Bargain)
     assert found.feasible is (value >= cost)
     assert cost <= found.price <= value if found.feasible else np.isnan(found.price)
 

@@ -1,10 +1,12 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from paramarket import price
 from paramarket.base import stream
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 
 
 def test_the_best_of_ten_normals_lies_1_5388_above_their_mean():
@@ -37,6 +39,18 @@ def test_refunds_fall_with_smaller_promises_and_with_more_checks():
     assert sure.tolist() == [[1.0, 1.0]]
     with pytest.raises(ParameterError, match="size = 0, expected one example or more"):
         price.refund_rate(harm, quoted, stream(0, "n"), promises=[0.0], size=0)
+
+
+def test_a_quote_for_each_purchase_a_list_of_promises_and_whole_numbers():
+    rate, changes = inspect.unwrap(price.refund_rate), torch.zeros(3, 20)
+    with pytest.raises(ShapeError, match=r"3 purchases, quoted of shape \(1,\)"):
+        rate(changes, torch.ones(1), stream(0, "n"), promises=[0.5], size=5)
+    with pytest.raises(ParameterError, match=r"promises = 0\.5, expected a list"):
+        rate(changes, torch.ones(3), stream(0, "n"), promises=0.5, size=5)
+    with pytest.raises(ParameterError, match=r"size = 5\.0, expected a whole number"):
+        inspect.unwrap(price.theory.resampled)(20, 5.0, stream(0, "n"))
+    with pytest.raises(ParameterError, match=r"count = 2\.0, expected a whole number"):
+        inspect.unwrap(price.expected_maximum)(2.0)
 
 
 def test_regressions_have_the_errors_that_theory_says_and_mix_best_at_w():

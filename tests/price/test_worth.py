@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,28 @@ def test_lemons_end_a_market_without_a_warranty_once_the_average_does_not_pay_th
     for k, share in enumerate(shares):
         assert (blind[0, k] > 0) == ((1 - share) * good + share * bad > cost)
         assert insured[0, k].item() == pytest.approx((1 - share) * max(kept * good - cost, 0))
+
+
+@pytest.mark.parametrize("name", ["bad", "kept"])
+def test_one_number_does_not_serve_several_purchases(name):
+    given = {name: torch.ones(3) for name in ("good", "bad", "kept")} | {name: torch.ones(1)}
+    with pytest.raises(ShapeError, match=rf"{name} has shape \(1,\), good \(3,\): expected one shape"):
+        inspect.unwrap(price.lemon_market)(**given, cost=1.0, shares=[0.5])
+
+
+def test_every_curve_is_read_for_its_own_buyer():
+    with pytest.raises(ShapeError, match=r"3 curves, reached of shape \(1,\)"):
+        inspect.unwrap(price.labels_worth)(torch.ones(3, 2), [0, 1], torch.ones(1))
+
+
+def test_a_number_is_no_list_of_settings():
+    one, three = torch.ones(1), torch.rand(1, 3, 5)
+    with pytest.raises(ParameterError, match=r"shares = 0\.5, expected a list"):
+        inspect.unwrap(price.lemon_market)(one, one, cost=1.0, shares=0.5, kept=one)
+    with pytest.raises(ParameterError, match="extra = 10, expected a list"):
+        inspect.unwrap(price.labels_worth)(torch.ones(1, 2), 10, one)
+    with pytest.raises(ParameterError, match="sizes = 10, expected a list"):
+        inspect.unwrap(price.winners_curse)(three, 10, stream(0, "draws"))
 
 
 def test_the_parties_share_all_that_there_is():

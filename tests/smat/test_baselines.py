@@ -91,7 +91,7 @@ def test_steps_and_rank_start_at_one(pretrained, pool, tasks):
 
 def test_one_seed_or_one_class_where_a_list_is_expected_is_refused_by_name(pool):
     pretrain = inspect.unwrap(smat.pretrain_foundation)  # as without the type checker of the tests
-    with pytest.raises(ParameterError, match="seeds = 3 is one int: expected a list"):
+    with pytest.raises(ParameterError, match="seeds = 3, expected a list"):
         pretrain(NET, pool, range(10), seeds=3, steps=1)
-    with pytest.raises(ParameterError, match="seeds = 3 is one int: expected a list"):
+    with pytest.raises(ParameterError, match="seeds = 3, expected a list"):
         inspect.unwrap(smat.fresh_tasks)(pool, range(10), seeds=3)

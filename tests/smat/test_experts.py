@@ -10,7 +10,7 @@ from orders import equal
 
 from paramarket import smat, stack
 from paramarket.base import stream
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 
 NET = stack.mlp(6, [5], 4)
 PRETRAINED = stack.init(NET, 2, seed=0)
@@ -50,6 +50,13 @@ def test_what_was_learnt_is_undone_in_one_step():
     assert equal(smat.interpolate(PRETRAINED, drawn(), torch.zeros(2, 4, 3)), four_times(PRETRAINED))
     closed = with_gates(drawn(), -9.0)
     assert equal(smat.interpolate(PRETRAINED, closed, alphas(3)), four_times(PRETRAINED))
+
+
+def test_another_number_of_pretrained_nets_is_refused_not_stretched():
+    with pytest.raises(ShapeError, match="1 pretrained nets and 2 runs of experts"):
+        smat.interpolate(stack.take(PRETRAINED, [0]), drawn(), alphas(3))
+    with pytest.raises(ShapeError, match="2 pretrained nets and 1 runs of experts"):
+        smat.interpolate(PRETRAINED, drawn().take([0]), alphas(3)[:1])
 
 
 @given(seeds)
@@ -183,9 +190,7 @@ def test_masks_that_cannot_be_set_are_refused():
     ):
         with pytest.raises(ParameterError, match=wrong):
             smat.fixed_masks(start, kinds, density=density, seeds=seeds)
-    with pytest.raises(
-        ParameterError, match="kinds = 'open' is one str: expected a list"
-    ):  # four letters, no four runs
+    with pytest.raises(ParameterError, match="kinds = 'open', expected a list"):  # four letters, no four runs
         inspect.unwrap(smat.fixed_masks)(start, "open", density=0.1, seeds=[0, 1])
 
 

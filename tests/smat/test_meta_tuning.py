@@ -1,9 +1,13 @@
+import inspect
+
+import numpy as np
 import pytest
 import torch
 from devices import second_device
 from orders import equal
 
 from paramarket import data, smat, stack
+from paramarket.base import stream
 from paramarket.errors import ParameterError
 from paramarket.smat import meta_tuning
 
@@ -214,7 +218,7 @@ def test_models_on_another_device_learn_the_same_there_and_are_judged_on_the_cpu
         logits = smat.task_logits(NET, models, tasks, ways=4)
         shown = [
             *smat.accuracies(NET, pretrained, found.experts, tasks),
-            smat.mean_alpha_by_domain(NET, pretrained, found.experts, tasks, len(NAMES)),
+            smat.mean_alpha_by_domain(NET, pretrained, found.experts, tasks, domains=len(NAMES)),
         ]
         return found, logits, shown
 
@@ -250,9 +254,19 @@ def test_noise_exchanges_that_share_of_the_examples_to_learn_from(pool):
         assert rows[0] == rows[1]  # the same images, in other places
 
 
+def test_an_array_or_a_tensor_is_a_list_of_seeds_and_of_classes(pretrained, pool):
+    sizes = {"tasks": 4, "ways": 3, "shots": 2, "queries": 2}
+    by_seed = smat.fresh_tasks(pool, range(10), seeds=[5, 5, 6], **sizes, noise=0.5)
+    drawn = smat.draw_tasks(pool, [3, 1, 2, 0], stream(0), **sizes)
+    fresh_tasks, draw_tasks = map(inspect.unwrap, (smat.fresh_tasks, smat.draw_tasks))
+    for make in (np.array, torch.tensor):
+        assert all(map(torch.equal, by_seed, fresh_tasks(pool, range(10), seeds=make([5, 5, 6]), **sizes, noise=0.5)))
+        assert all(map(torch.equal, drawn, draw_tasks(pool, make([3, 1, 2, 0]), stream(0), **sizes)))
+
+
 def test_mean_alpha_by_domain_sums_to_one(pretrained, pool):
     drawn = smat.fresh_tasks(pool, range(10), seeds=[0, 1, 2], tasks=30)
-    table = smat.mean_alpha_by_domain(NET, pretrained, begun(pretrained, experts=3), drawn, len(NAMES))
+    table = smat.mean_alpha_by_domain(NET, pretrained, begun(pretrained, experts=3), drawn, domains=len(NAMES))
     assert table.shape == (3, len(NAMES), 3)
     assert torch.allclose(table.sum(dim=2), torch.ones(3, len(NAMES)), atol=1e-4)
 

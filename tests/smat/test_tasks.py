@@ -30,9 +30,9 @@ def test_a_pool_shows_the_same_images_in_every_domain_and_as_many_of_every_class
 
 def test_a_domain_looks_alike_in_all_splits(digits):
     only = {"permute-pixels": DOMAINS["permute-pixels"]}
-    one, other = (smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed) for seed in (0, 0))
+    one, other = (smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed=seed) for seed in (0, 0))
     assert torch.equal(one.x, other.x)
-    assert not torch.equal(one.x, smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, 1).x)
+    assert not torch.equal(one.x, smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed=1).x)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3), st.integers(1, 4))
@@ -82,9 +82,9 @@ def test_a_task_that_cannot_be_drawn_is_refused(how, said):
 
 def test_a_pool_without_domains_or_with_a_missing_class_is_refused():
     with pytest.raises(DataError, match="0 domains"):
-        smat.task_pool(SPLIT, {}, 0)
+        smat.task_pool(SPLIT, {}, seed=0)
     with pytest.raises(DataError, match="0 examples of the rarest class"):
-        smat.task_pool(Split(SPLIT.x[:16], LABELS[:16] * 2), MADE, 0)
+        smat.task_pool(Split(SPLIT.x[:16], LABELS[:16] * 2), MADE, seed=0)
 
 
 def test_the_nearest_prototype_wins_whatever_the_length_of_the_features():

@@ -1,5 +1,7 @@
+import inspect
 import sys
 
+import numpy as np
 import pytest
 import torch
 from devices import second_device
@@ -58,6 +60,19 @@ def test_no_two_orders_collide(grown, monkeypatch):
     assert len(orders) == len(set(orders)) == 2 + 2 * 10_001
     first_numbers = {stream(*names).initial_seed() for names in orders if names[-1] in (0, 10_000)}
     assert len(first_numbers) == 2 + 4
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, tuple])
+def test_steps_to_keep_may_stand_in_an_array(grown, make):
+    base, left, right, (a, _) = grown
+    found, _ = specialists.specialise(NET, base, left, right, keep=make([0, 5]), steps=10, **HOW)
+    assert equal(found, stack.take(a, slice(6)))
+
+
+@pytest.mark.parametrize("pull", [specialists.no_pull, *specialists.PULLS.values()])
+def test_every_way_to_hold_back_is_a_pull(pull):
+    assert isinstance(pull, specialists.Pull)
+    assert list(inspect.signature(pull).parameters)[::2] == ["models", "generator"]
 
 
 def test_a_pull_holds_both_copies(grown):
@@ -191,6 +206,9 @@ def test_a_pull_for_another_number_of_models_is_refused(grown):
 
 def test_steps_that_are_never_reached_are_refused(grown):
     base, left, right, _ = grown
+    for keep in (5, "5"):
+        with pytest.raises(ParameterError, match=f"keep = {keep!r}, expected a list"):
+            inspect.unwrap(specialists.specialise)(NET, base, left, right, keep=keep, **HOW)
     with pytest.raises(ParameterError, match="keep is empty"):
         specialists.specialise(NET, base, left, right, keep=[], **HOW)
     with pytest.raises(ParameterError, match="keep: step 5 lies beyond the last, 2"):

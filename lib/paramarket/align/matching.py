@@ -62,9 +62,10 @@ def weight_matching(
     known: set[str | None] = {None}
     for label in p:
         known.add(label)
-        products = weight_products(spec, label, target, source, p, known, memory)
+        products = weight_products(spec, label, target, source, p, known=known, memory=memory)
         p[label] = _best_order(products, spec.groups.get(label, 1))
-    neighbours, labels = _neighbours(spec), list(p)
+    neighbours = _neighbours(spec)
+    labels = list(p)
     waiting = set(labels)  # a layer whose neighbours have not moved since it was visited has nothing to gain
     for sweep in range(sweeps):
         visits = torch.randperm(len(labels), generator=stream(seed, "weight matching", sweep)).tolist()
@@ -85,6 +86,7 @@ def weight_products(
     target: Params,
     source: Params,
     p: Permutations,
+    *,
     known: set[str | None] | None = None,
     memory: dict | None = None,
 ) -> Float[Tensor, "units units"]:
@@ -198,7 +200,8 @@ def activation_products(
         if reads_units and isinstance(net.get_submodule(stack.layer_of(name)), _LAYERS):
             readers[stack.layer_of(name)] = axes[1]
     of_target, of_source = _inputs(net, target, x, readers), _inputs(net, source, x, readers)
-    units, total = sizes(spec, source), {}
+    units = sizes(spec, source)
+    total = {}
     for layer, label in readers.items():
         axis = unit_axis(net, layer, of_target[layer])
         a, b = (_rows(read[layer], axis, units[label]) for read in (of_target, of_source))

@@ -4,7 +4,7 @@ A `Dataset` has four disjoint splits with one use each: `train` is private to th
 `quote`, the gain that sets a price is measured on `audit`, and `test` is only ever reported.
 """
 
-from paramarket.data.domains import DOMAINS, in_domains, rotate, rotate_split
+from paramarket.data.domains import DOMAINS, Domain, in_domains, rotate, rotate_split
 from paramarket.data.sources import BUNDLED, torchvision
 from paramarket.data.splits import (
     NAMES,
@@ -25,6 +25,7 @@ __all__ = [
     "NAMES",
     "ROOT",
     "Dataset",
+    "Domain",
     "Split",
     "concat",
     "exchange_share",

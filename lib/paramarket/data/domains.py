@@ -27,9 +27,17 @@ def rotate_split(split: Split, degrees: float) -> Split:
 
 def _turn(x: Tensor, angle: float, shear: float) -> Tensor:
     """Turned and sheared with the background at 0 in between: torchvision fades to 0 at the border."""
-    v2, low = _transforms(), x.min()
-    how = {"translate": [0, 0], "scale": 1.0, "interpolation": v2.InterpolationMode.BILINEAR}
-    return low + v2.functional.affine(x - low, angle=angle, shear=[shear, 0.0], **how)
+    v2 = _transforms()
+    low = x.min()
+    turned = v2.functional.affine(
+        x - low,
+        angle=angle,
+        translate=[0, 0],
+        scale=1.0,
+        shear=[shear, 0.0],
+        interpolation=v2.InterpolationMode.BILINEAR,
+    )
+    return low + turned
 
 
 def _transforms() -> ModuleType:
@@ -45,9 +53,12 @@ def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = x.shape
     side = max(1, height // 3)
     top, left = (torch.randint(0, size - side + 1, (n, 1), generator=generator) for size in (height, width))
-    rows, columns = torch.arange(height), torch.arange(width)
-    hidden = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
-    return torch.where(hidden[:, None], x.min(), x)
+    rows = torch.arange(height)
+    columns = torch.arange(width)
+    hidden_rows = (rows >= top) & (rows < top + side)  # [n, height]
+    hidden_columns = (columns >= left) & (columns < left + side)  # [n, width]
+    hidden = hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :]
+    return torch.where(hidden, x.min(), x)
 
 
 def _edges(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,9 +90,7 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def in_domains(
-    split: Split, domains: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]], seed: int
-) -> list[Split]:
+def in_domains(split: Split, domains: Mapping[str, Domain], *, seed: int) -> list[Split]:
     """One split in every domain (see `DOMAINS`), the same images and labels in each.
 
     seed: what is random in a domain comes from (seed, its name) alone, so a domain looks alike in all splits

@@ -121,11 +121,8 @@ def _image(file: Path) -> Tensor:
             pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"), dtype=np.float32)
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{file} is no readable image ({error}).") from error
-    return (
-        torch.from_numpy(pixels / 255).unsqueeze(0)
-        if pixels.ndim == 2
-        else torch.from_numpy(pixels / 255).permute(2, 0, 1)
-    )
+    scaled = torch.from_numpy(pixels / 255)
+    return scaled.unsqueeze(0) if scaled.ndim == 2 else scaled.permute(2, 0, 1)
 
 
 def _size(image: Tensor) -> str:

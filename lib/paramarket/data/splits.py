@@ -14,6 +14,7 @@ from paramarket.errors import DataError, ParameterError, unknown
 ROOT = Path(__file__).parents[3] / "data"
 NAMES = (*sources.BUNDLED, *sources.DOWNLOADED)
 SHARES = {"train": 0.6, "quote": 0.1, "audit": 0.1, "test": 0.2}
+ENOUGH = 9  # examples of a class: so many or more, cut by SHARES and rounded, always leave every split one; 8 do not
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
     Bundled: "mnist-5k" (5,000 images [1, 28, 28], split 3,000 / 500 / 500 / 1,000) and "digits" (1,797 of [1, 8, 8]).
     Downloaded into `root` on first use: "mnist", "fashion-mnist", "kmnist", "cifar10"; their own test set is `test`.
     Raises DataError for an unknown name, a missing or damaged file, a failed download.
+
+    >>> from paramarket import data
+    >>> digits = data.load("digits")
+    >>> tuple(digits.train.x.shape), len(digits.quote), len(digits.audit), len(digits.test)
+    ((1078, 1, 8, 8), 180, 180, 359)
     """
     if name not in NAMES:
         raise DataError(unknown("dataset", name, NAMES))
@@ -73,20 +79,16 @@ def from_files(path: Path | str) -> Dataset:
     """Your own data, in the same four splits: a folder with a folder of images per class, an .npz, or a .csv.
 
     An .npz holds `x`, `y` and, if you like, `classes`; a .csv a column `label` beside numbers. Raises DataError that
-    names the file for what cannot be read, ragged sizes, missing values and unknown labels.
+    names the file for what cannot be read, ragged sizes, missing values and unknown labels, and a class so rare that
+    one of the splits would have no example of it; nine of each class are enough.
     """
     return _dataset(Path(path).stem, sources.files(Path(path)), str(path))
 
 
 def _dataset(name: str, raw: sources.Raw, where: str) -> Dataset:
-    """Raises DataError, naming `where` the examples are from, for too few of them to give every split one."""
+    """Raises DataError, naming `where` the examples are from, for a class too rare to give every split an example."""
     parts = _stratified(raw.y, raw.tested, stream(0, "split", name))
-    empty = [part for part, index in parts.items() if len(index) == 0]
-    if empty:
-        raise DataError(
-            f"{where} has {len(raw.y)} examples of {len(raw.classes)} classes: too few for four splits, "
-            f"{' and '.join(empty)} would be empty. Give ten or more of each class."
-        )
+    _check_every_class(raw, parts, where)
     train = raw.x[parts["train"]]
     axes = [axis for axis in range(raw.x.ndim) if axis != 1]
     mean, std = train.mean(dim=axes), train.std(dim=axes)
@@ -95,6 +97,20 @@ def _dataset(name: str, raw: sources.Raw, where: str) -> Dataset:
     x = (raw.x - mean.view(shape)) / std.view(shape)
     splits = {part: Split(x[index], raw.y[index]) for part, index in parts.items()}
     return Dataset(name, **splits, classes=raw.classes, mean=mean, std=std)
+
+
+def _check_every_class(raw: sources.Raw, parts: dict[str, Tensor], where: str) -> None:
+    if len(raw.y) == 0:
+        raise DataError(f"{where} has no examples. Give {ENOUGH} or more of each class.")
+    counts = {part: raw.y[index].bincount(minlength=len(raw.classes)) for part, index in parts.items()}
+    for label, name in enumerate(raw.classes):
+        without = [part for part, count in counts.items() if count[label] == 0]
+        if without:
+            total = int((raw.y == label).sum())
+            raise DataError(
+                f"{where} has {len(raw.y)} examples of {len(raw.classes)} classes, {total} of class {name!r}: too few "
+                f"for four splits, {' and '.join(without)} would have none. Give {ENOUGH} or more of each class."
+            )
 
 
 def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> dict[str, Tensor]:
@@ -121,6 +137,7 @@ def holding(
     classes: list[int],
     keep: float,
     generator: torch.Generator,
+    *,
     student: int | None = None,
     students: int = 30,
 ) -> Split:
@@ -129,6 +146,12 @@ def holding(
     With `student`, the split is first dealt to a class of `students`, and the holding is that of number `student`, from
     1 on; given equal generators, the shares are disjoint. Raises ParameterError for a number outside its range, and if
     one of `classes` does not occur.
+
+    >>> from paramarket import base, data
+    >>> digits = data.load("digits")
+    >>> held = data.holding(digits.train, [8, 9], 0.1, base.stream(0, "holding"))
+    >>> held.y.bincount().tolist()  # of the digits 0 to 9
+    [107, 109, 106, 110, 109, 109, 109, 107, 10, 11]
     """
     first, every = (0, 1) if student is None else (student - 1, students)
     _check_share("keep", keep)

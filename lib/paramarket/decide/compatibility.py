@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from paramarket import align, cka, merge
+from paramarket import align, cka, merge, stack
 from paramarket.data import Split
 from paramarket.errors import ParameterError
-from paramarket.stack import Params, check, features, forward, join
+from paramarket.stack import Params
 from paramarket.train import evaluate
 
 NEGLIGIBLE_BARRIER = 0.05  # nats: a lower barrier counts as none, as in notebook 02
@@ -56,7 +56,7 @@ def compatibility(net: nn.Sequential, a: Params, b: Params, split: Split, *, poi
     """
     if points < 3 or points % 2 == 0:
         raise ParameterError(f"points = {points}, expected an odd number from 3 on: the middle belongs to the line.")
-    check(net, join([a, b]))
+    stack.check(net, stack.join([a, b]))
     reordered = align.reorder(align.permutation_spec(net, split.x[:1]), a, b)
     straight = evaluate(net, merge.path(a, b, points), split).loss
     aligned = evaluate(net, merge.path(a, reordered, points), split).loss
@@ -74,13 +74,13 @@ def compatibility(net: nn.Sequential, a: Params, b: Params, split: Split, *, poi
 
 
 def _cka_by_layer(net: nn.Sequential, a: Params, b: Params, split: Split) -> dict[str, float]:
-    outputs = features(net, join([a, b]), split.x)
+    outputs = stack.features(net, stack.join([a, b]), split.x)
     return {layer: cka.linear_cka(of_a, of_b, debiased=True) for layer, (of_a, of_b) in outputs.items()}
 
 
 def _ensemble_loss(net: nn.Module, a: Params, b: Params, split: Split) -> float:
     """Cross-entropy of `merge.ensemble`, in logarithms: a probability that rounds to 0 would cost infinitely much."""
-    logs = forward(net, join([a, b]), split.x).log_softmax(dim=-1)
+    logs = stack.forward(net, stack.join([a, b]), split.x).log_softmax(dim=-1)
     mean = logs.logsumexp(dim=0) - math.log(2)
     return nn.functional.nll_loss(mean, split.y.to(mean.device)).item()
 

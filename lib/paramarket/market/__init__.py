@@ -18,7 +18,7 @@ from paramarket.market.broker import (
     purchase_weights,
     quote,
 )
-from paramarket.market.classroom import FILE, Entries, hand_in, league, read_entries, trading_day
+from paramarket.market.classroom import ENTRY_FILE, Entries, hand_in, league, read_entries, trading_day
 from paramarket.market.ledger import (
     Books,
     Ledger,
@@ -29,12 +29,12 @@ from paramarket.market.ledger import (
     revert,
     split_cents,
 )
-from paramarket.market.rounds import Outcome, meetings, run, trade
+from paramarket.market.rounds import Meetings, Outcome, Traded, meetings, run, trade
 from paramarket.market.terms import AUTHORS, FORMS, GRID, RULES, Agent, Market, Splits, Terms, plants
 
 __all__ = [
     "AUTHORS",
-    "FILE",
+    "ENTRY_FILE",
     "FORMS",
     "GRID",
     "MATCHES",
@@ -46,11 +46,13 @@ __all__ = [
     "Entries",
     "Ledger",
     "Market",
+    "Meetings",
     "MixtureScores",
     "Outcome",
     "Quote",
     "Splits",
     "Terms",
+    "Traded",
     "audit",
     "evaluate_mixtures",
     "hand_in",

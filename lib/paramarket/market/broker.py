@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from paramarket import align, stack
 from paramarket.align import Permutations, PermutationSpec
-from paramarket.base import Interval, interval
+from paramarket.base import Interval, check_list, interval, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError, unknown
 from paramarket.stack import Params, Stack
@@ -42,6 +42,8 @@ def lineup(
     """
     if match not in MATCHES:
         raise ParameterError(unknown("match", match, MATCHES))
+    check_list("buyers", buyers)
+    check_list("sellers", sellers)
     if len(buyers) != len(sellers):
         raise ParameterError(f"{len(buyers)} buyers, sellers for {len(sellers)}: expected sellers for each buyer.")
     orders: dict[tuple[int, int], Permutations] = {}
@@ -87,6 +89,9 @@ def purchase_weights(
     """
     if parts not in PARTS:
         raise ParameterError(unknown("parts", parts, PARTS))
+    check_list("shares", shares)
+    layers = whole_number("layers", layers, least=1)
+    sellers = whole_number("sellers", sellers, least=1)
     everyone = range(1, sellers + 1)
     groups = [group for size in everyone for group in itertools.combinations(everyone, size)]
     places = [slice(None)]
@@ -196,6 +201,8 @@ def quote(
     own_classes: those that a buyer already knows · max_class_loss: accuracy points that a purchase may cost on these,
     on average; mixtures that cost more are not on offer. Never give the split that the gain is priced on.
     """
+    if own_classes is not None:
+        _check_own_classes(own_classes, stack.count(models), split)
     scores = evaluate_mixtures(net, models, weights, split)
     losses = scores.losses.mean(dim=-1)
     accuracy = 100 * scores.hits.float().mean(dim=-1)
@@ -211,6 +218,15 @@ def quote(
     gain_relative = gain_nats / losses[:, 0]
     bought = stack.take(mix_layers(models, chosen.unsqueeze(1)), (slice(None), 0))
     return Quote(choice, chosen, gain_nats, gain_points, gain_relative, losses, bought)
+
+
+def _check_own_classes(own_classes: Tensor, buyers: int, split: Split) -> None:
+    classes = int(split.y.max()) + 1
+    shape = tuple(own_classes.shape)
+    if len(shape) != 2 or shape[0] != buyers or shape[1] < classes:
+        raise ShapeError(
+            f"own_classes has shape {shape}, expected a row for each of {buyers} buyers, of {classes} classes or more."
+        )
 
 
 def _first_least(losses: Float[Tensor, "Q C"]) -> Int[Tensor, " Q"]:

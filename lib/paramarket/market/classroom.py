@@ -13,13 +13,14 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paramarket import stack
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError
 from paramarket.market.rounds import Outcome, run
 from paramarket.market.terms import MOST_EUROS, Agent, Market, Splits, Terms
-from paramarket.stack import Params, Stack, card_of, compare, forward, join, load, save, take
+from paramarket.stack import Params, Stack
 from paramarket.train import evaluate
 
-FILE = "me.safetensors"
+ENTRY_FILE = "me.safetensors"
 
 
 class Entries(NamedTuple):
@@ -35,8 +36,8 @@ def hand_in(folder: Path | str, params: Params, card: Mapping[str, str], bid: fl
     """Write folder/me.safetensors. bid: the euros that one accuracy point more is worth to you."""
     if not 0 <= bid <= MOST_EUROS:
         raise ParameterError(f"bid = {bid}, expected 0 euros or more, up to {MOST_EUROS:g}.")
-    path = Path(folder) / FILE
-    save(path, params, {**card, "bid": repr(float(bid))})
+    path = Path(folder) / ENTRY_FILE
+    stack.save(path, params, {**card, "bid": repr(float(bid))})
     return path
 
 
@@ -45,8 +46,11 @@ def read_entries(folder: Path | str, net: nn.Module, card: Mapping[str, str], x:
 
     x: some examples, to see that every network has finite answers. Raises DataError if fewer than two remain.
     """
-    names, models, bids, refused = [], [], [], {}
-    for path in sorted(Path(folder).glob(f"*/{FILE}")):
+    names = []
+    models = []
+    bids = []
+    refused = {}
+    for path in sorted(Path(folder).glob(f"*/{ENTRY_FILE}")):
         name = path.parent.name
         try:
             entry = _entry(path, net, card, x)
@@ -58,8 +62,8 @@ def read_entries(folder: Path | str, net: nn.Module, card: Mapping[str, str], x:
         bids.append(entry.bid)
     if len(names) < 2:
         turned = "; ".join(refused.values()) or "none was there"
-        raise DataError(f"{folder}: {len(names)} usable files */{FILE}, expected two or more. Refused: {turned}")
-    return Entries(names, join(models), bids, refused)
+        raise DataError(f"{folder}: {len(names)} usable files */{ENTRY_FILE}, expected two or more. Refused: {turned}")
+    return Entries(names, stack.join(models), bids, refused)
 
 
 class _Entry(NamedTuple):
@@ -68,12 +72,12 @@ class _Entry(NamedTuple):
 
 
 def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor) -> _Entry:
-    params = {name: tensor.float() for name, tensor in load(path, card).items()}
-    expected = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    compare(params, expected, f"{path} and the net")
-    if not forward(net, join([params]), x).square().sum().isfinite():
+    params = stack.map(Tensor.float, stack.load(path, card))
+    some_model = stack.take(stack.init(net, 1, seed=0), 0)  # for its names and shapes
+    stack.compare(params, some_model, f"{path} and the net")
+    if not stack.forward(net, stack.join([params]), x).square().sum().isfinite():
         raise WeightsError(f"{path}: its answers are not finite.")
-    text = card_of(path).get("bid", "")
+    text = stack.card_of(path).get("bid", "")
     try:
         bid = float(text)
     except ValueError:
@@ -87,7 +91,7 @@ def trading_day(net: nn.Module, entries: Entries, splits: Splits, terms: Terms, 
     """Everyone meets everyone once, as a buyer (if it asks one seller at a time); nobody trains. See `market.run`."""
     agents = []
     for k, name in enumerate(entries.names):
-        agents.append(Agent(name, None, entries.bids[k], take(entries.models, k)))
+        agents.append(Agent(name, None, entries.bids[k], stack.take(entries.models, k)))
     return run(net, [Market(agents, terms, 0)], splits, rounds=len(agents) - 1, steps=0, money=money)
 
 
@@ -99,7 +103,7 @@ def league(
     won: money at the end, less what was there, plus `value` euros for each point gained, the same for all: by its own
     bid, whoever overstates it would climb
     """
-    before = evaluate(net, entries.models, splits.test).accuracy.cpu().double().numpy()
+    before = evaluate(net, entries.models, splits.test).accuracy.double().numpy()
     after = outcome.accuracy[0, -1].double().numpy()
     table = pd.DataFrame({"name": entries.names, "bid": entries.bids, "before": before, "after": after})
     bought, sold = _counts(outcome.ledger.rows)

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paramarket import stack
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.price import to_cents
-from paramarket.stack import Params, Stack, content_hash, take
+from paramarket.stack import Params, Stack
 
 
 class Ledger(NamedTuple):
@@ -60,13 +60,16 @@ def split_cents(cents: Int[Tensor, " Q"], shares: Float[Tensor, "Q S"]) -> Int[T
 
     Everyone gets the whole cents of its exact part; the cents that are left go, one each, to the largest remainders,
     the first of equals (the method of the largest remainder). So nobody without a share gets a cent, and nobody is a
-    cent away from its exact part. The shares of a sum need not add up to 1. ParameterError if nobody has one.
+    cent away from its exact part. The shares of a sum need not add up to 1. ParameterError if nobody has one,
+    ShapeError unless every sum has its row of shares.
 
     >>> import torch
     >>> from paramarket import market
     >>> market.split_cents(torch.tensor([301, 100]), torch.tensor([[0.0, 0.25, 0.25], [0.3, 0.3, 0.3]])).tolist()
     [[0, 151, 150], [34, 33, 33]]
     """
+    if shares.ndim != 2 or cents.shape != shares.shape[:1]:
+        raise ShapeError(f"cents {tuple(cents.shape)}, shares {tuple(shares.shape)}: expected a row of shares a sum.")
     shares = shares.double()  # in float32 a third of 300 cents may be 99
     total = shares.sum(dim=1)
     if ((cents > 0) & (total <= 0)).any() or (shares < 0).any() or (cents < 0).any():
@@ -94,7 +97,13 @@ def pay(
 
     shares: how much of what was bought is each seller's; see `split_cents` · paid, received: cents; the difference is
     the broker's
+    Raises ShapeError, by name, for what is not one for each payment.
     """
+    for name, each in {"buyer": buyer, "paid": paid, "received": received}.items():
+        if each.shape != market.shape:
+            raise ShapeError(f"{name} has shape {tuple(each.shape)}, market {tuple(market.shape)}: expected one shape.")
+    if sellers.shape != shares.shape:
+        raise ShapeError(f"sellers {tuple(sellers.shape)}, shares {tuple(shares.shape)}: expected one shape.")
     after = accounts.clone()
     after.index_put_((market, buyer), -paid, accumulate=True)
     after.index_put_((market.unsqueeze(1).expand_as(sellers), sellers), split_cents(received, shares), accumulate=True)
@@ -111,8 +120,8 @@ def record_quotes(
     weights_before = dict(ledger.before)
     hashes = [""] * len(rows)
     for q in traded.nonzero().flatten().tolist():
-        hashes[q] = content_hash(take(bought, q))
-        weights_before[int(rows.index[q])] = stack.copy(take(before, q))
+        hashes[q] = stack.content_hash(stack.take(bought, q))
+        weights_before[int(rows.index[q])] = stack.copy(stack.take(before, q))
     rows["hash"] = hashes
     if len(ledger.rows):
         rows = pd.concat([ledger.rows, rows])

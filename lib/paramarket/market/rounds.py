@@ -24,7 +24,7 @@ from paramarket.market.broker import Audit, Quote
 from paramarket.market.ledger import Books, Ledger, open_books, pay, record_quotes
 from paramarket.market.terms import Agent, Market, Splits, Terms, check_market, check_splits
 from paramarket.price import Deal, to_cents, whole_units
-from paramarket.stack import Stack, compare, flat, forward, init, join, mix, take, unflat
+from paramarket.stack import Stack
 from paramarket.train import evaluate, fit
 
 
@@ -73,7 +73,9 @@ def run(
         "weight_decay": weight_decay,
         "schedule": "constant",
     }
-    state, accuracy, euros = None, [], []
+    state = None
+    accuracy = []
+    euros = []
     for turn in tqdm(range(rounds), "rounds", leave=False, disable=not is_watched()):
         models, state = _train(net, models, markets, turn=turn, state=state, training=training)
         if reset:
@@ -83,7 +85,7 @@ def run(
                 models = _average(models, markets, due)
             else:
                 models, books = trade(net, spec, models, splits, books=books, markets=markets, due=due, turn=turn)
-        accuracy.append(evaluate(net, models, splits.test).accuracy.cpu().view(len(markets), agents))
+        accuracy.append(evaluate(net, models, splits.test).accuracy.view(len(markets), agents))
         euros.append(books.accounts.double() / 100)
     return Outcome(books.ledger, models, torch.stack(accuracy, dim=1), torch.stack(euros, dim=1))
 
@@ -107,16 +109,16 @@ def _check(markets: Sequence[Market], splits: Splits, rounds: int) -> int:
 
 def _starts(net: nn.Module, markets: Sequence[Market], agents: int, device: torch.device | str) -> Stack:
     """Agent k of every market of one seed starts at the same point, unless it brings its weights."""
-    drawn = {seed: init(net, agents, seed, device) for seed in {market.seed for market in markets}}
+    drawn = {seed: stack.init(net, agents, seed, device) for seed in {market.seed for market in markets}}
     models = []
     for market in markets:
         for k, agent in enumerate(market.agents):
-            start = take(drawn[market.seed], k)
+            start = stack.take(drawn[market.seed], k)
             if agent.weights is not None:
-                compare(agent.weights, start, f"the weights of agent {agent.name} and the net")
+                stack.compare(agent.weights, start, f"the weights of agent {agent.name} and the net")
                 start = stack.map(lambda here, brought: brought.to(here), start, agent.weights)
             models.append(start)
-    return join(models)
+    return stack.join(models)
 
 
 def _epoch(markets: Sequence[Market], batch: int) -> int:
@@ -145,7 +147,9 @@ def _train(
     training: Mapping[str, Any],
 ) -> Trained:
     """A round of training for those who learn."""
-    learners, splits, orders = [], [], []  # where each stands in the stack, what it learns from and in which order
+    learners = []  # where each stands in the stack
+    splits = []  # what it learns from
+    orders = []  # and in which order
     for m, market in enumerate(markets):
         for k, agent in enumerate(market.agents):
             if agent.split:
@@ -155,7 +159,7 @@ def _train(
     if not learners or training["steps"] == 0:
         return Trained(models, state)
     where = torch.tensor(learners)
-    done = fit(net, take(models, where), splits, generators=orders, state=state, **training)
+    done = fit(net, stack.take(models, where), splits, generators=orders, state=state, **training)
     return Trained(_replaced(models, where, done.stack), done.state)
 
 
@@ -200,14 +204,17 @@ def meetings(markets: Sequence[Market], due: Sequence[int], turn: int) -> Meetin
 
     The rotation goes on from opening to opening, so that a market which opens seldom leaves nobody out.
     """
-    terms, agents = markets[due[0]].terms, len(markets[due[0]].agents)
+    terms = markets[due[0]].terms
+    agents = len(markets[due[0]].agents)
     others = agents - 1
     asked = min(terms.sellers, others)
     openings = (turn + 1 - terms.first) // terms.every  # before this one
     # Agents sit in a circle, and everyone asks those so many seats further on: at the first opening the next ones, at
     # the second those behind them, and so on round the circle. Seats 1 to `others` further on are the others.
     seats = [1 + (openings * asked + s) % others for s in range(asked)]
-    market, buyer, sellers = [], [], []
+    market = []
+    buyer = []
+    sellers = []
     for m in due:
         for k, agent in enumerate(markets[m].agents):
             if agent.buys:
@@ -261,7 +268,8 @@ def trade(
     turn: int,
 ) -> Traded:
     """Models and books after one turn of the markets `due`, which share their terms; the others stay as they are."""
-    terms, agents = markets[due[0]].terms, len(markets[due[0]].agents)
+    terms = markets[due[0]].terms
+    agents = len(markets[due[0]].agents)
     met = meetings(markets, due, turn)
     if not len(met.buyer):
         return Traded(models, books)
@@ -277,24 +285,25 @@ def trade(
         match=terms.match,
         x=splits.quote.x,
     )
-    before = take(lineups, (slice(None), 0))
+    before = stack.take(lineups, (slice(None), 0))
     appraisal = _appraise(net, lineups, before, terms, buyers, splits)
     settled = _settle(terms, buyers, met, appraisal, books)
     bought = appraisal.offer.models
     traded = torch.as_tensor(settled.deal.traded)
-    rows = _rows(markets, met, turn, appraisal, settled)
-    ledger = record_quotes(books.ledger, rows, before, bought, traded)
-    after = _replaced(models, where[traded], take(bought, traded))
-    return Traded(after, _entered(books, met, appraisal, settled.deal, ledger))
+    columns = _ledger_columns(markets, met, turn, appraisal, settled)
+    ledger = record_quotes(books.ledger, columns, before, bought, traded)
+    after = _replaced(models, where[traded], stack.take(bought, traded))
+    return Traded(after, _with_payments(books, met, appraisal, settled.deal, ledger))
 
 
 def _appraise(
     net: nn.Module, lineups: Stack, before: Stack, terms: Terms, buyers: Sequence[Agent], splits: Splits
 ) -> Appraisal:
     """The best mixture on `quote`, by word alone half of the buyer and half of the sellers; and what it changes."""
-    classes = forward(net, before, splits.test.x[:1]).shape[-1]
+    classes = stack.forward(net, before, splits.test.x[:1]).shape[-1]
     own = _known_classes(buyers, classes)
-    layers, sellers = len(stack.layers(lineups)), stack.leading(lineups, 2)[1] - 1
+    layers = len(stack.layers(lineups))
+    sellers = stack.leading(lineups, 2)[1] - 1
     if terms.rule == "word":
         half_of_all = broker.purchase_weights([0.5], layers, sellers=sellers)[-1:]
         offer = broker.quote(net, lineups, half_of_all, splits.quote)
@@ -385,7 +394,7 @@ def _sells(offer: Quote) -> Bool[Tensor, "Q S"]:
 # What is written down
 
 
-def _rows(
+def _ledger_columns(
     markets: Sequence[Market], met: Meetings, turn: int, appraisal: Appraisal, settled: Settled
 ) -> dict[str, Sequence[Any]]:
     """The columns of the ledger for the quotes of one turn; see `Ledger`."""
@@ -432,7 +441,7 @@ def _named_sellers(markets: Sequence[Market], met: Meetings, offer: Quote) -> li
     return named
 
 
-def _entered(books: Books, met: Meetings, appraisal: Appraisal, deal: Deal, ledger: Ledger) -> Books:
+def _with_payments(books: Books, met: Meetings, appraisal: Appraisal, deal: Deal, ledger: Ledger) -> Books:
     """Money moves, and every buyer reports what it found in what it bought of whom."""
     shares = appraisal.offer.weights[:, :, 1:].mean(dim=1)
     accounts = pay(
@@ -461,7 +470,7 @@ def _average(models: Stack, markets: Sequence[Market], due: Sequence[int]) -> St
     counts = torch.tensor([[float(len(agent.split)) for agent in markets[m].agents] for m in due])
     weights = counts / counts.sum(dim=1, keepdim=True)
     agents = counts.shape[1]
-    by_market = unflat(models, (len(markets), agents))
+    by_market = stack.unflat(models, (len(markets), agents))
     where = torch.tensor(due)
-    means = mix(weights.unsqueeze(1).expand(-1, agents, -1), take(by_market, where))
-    return flat(_replaced(by_market, where, means))
+    means = stack.mix(weights.unsqueeze(1).expand(-1, agents, -1), stack.take(by_market, where))
+    return stack.flat(_replaced(by_market, where, means))

@@ -117,11 +117,12 @@ class Agent(NamedTuple):
     buys: bool = True
 
 
-def plants(split: Split, classes: int, count: int, share: float, bid: float, seed: int) -> list[Agent]:
+def plants(split: Split, classes: int, *, count: int, share: float, bid: float, seed: int) -> list[Agent]:
     """Agents A, B, … that rarely see half of the classes, each another half: of these they hold only that share.
 
     For two agents, and an even number of classes, A lacks the second half and B the first.
     """
+    count = whole_number("count", count)
     if not 1 <= count <= 26:
         raise ParameterError(f"count = {count}, expected 1 to 26 agents.")
     agents = []

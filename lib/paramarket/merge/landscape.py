@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paramarket import stack
+from paramarket.base import check_list, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError, unknown
 from paramarket.stack import Params, Stack
@@ -28,6 +29,7 @@ def path(a: Params, b: Params, points: int) -> Stack:
             [2., 2.],
             [4., 3.]])}
     """
+    points = whole_number("points", points)
     if points < 2:
         raise ParameterError(f"points = {points}, expected two or more: both ends belong to a path.")
     t = torch.linspace(0, 1, points)
@@ -39,6 +41,7 @@ def path(a: Params, b: Params, points: int) -> Stack:
 
 def layer_path(a: Params, b: Params, names: Sequence[str], points: int) -> Stack:
     """From a towards b in the named parameters alone, all others staying a's (Adilova et al. 2024)."""
+    check_list("names", names)
     for name in names:
         if name not in a:
             raise ShapeError(unknown("parameter", name, a))
@@ -47,6 +50,7 @@ def layer_path(a: Params, b: Params, names: Sequence[str], points: int) -> Stack
 
 def blend_pairs(a: Stack, b: Stack, shares: Sequence[float]) -> Stack:
     """Every model of a with its partner in b, (1 - share) a + share b: [pairs, shares] in a stack."""
+    check_list("shares", shares)
     if len(shares) == 0:
         raise ParameterError("shares = [], expected one or more.")
     stack.compare(b, a, "the two stacks of partners")
@@ -61,10 +65,10 @@ def average_pairs(a: Stack, b: Stack) -> Stack:
 
 
 def best_blend(net: nn.Module, a: Stack, b: Stack, split: Split, *, shares: Sequence[float]) -> Stack:
-    """For every pair of a and b the blend with the lowest loss on the split."""
+    """For every pair of a and b the blend with the lowest loss on the split; of equal ones the first."""
     blends = blend_pairs(a, b, shares)
     losses = evaluate(net, stack.flat(blends), split).loss.view(-1, len(shares))
-    best = losses.argmin(dim=1).cpu()
+    best = losses.argmin(dim=1)
     return stack.take(blends, (torch.arange(len(best)), best))
 
 
@@ -75,9 +79,9 @@ def walk(net: nn.Module, lines: Iterable[Stack], split: Split) -> Score:
     if len(points) != 1:
         raise ShapeError(f"lines of {sorted(points)} points: expected one line or more, with the same number on each.")
     return Score(
-        loss=torch.stack([score.loss for score in scores]).cpu(),
-        accuracy=torch.stack([score.accuracy for score in scores]).cpu(),
-        class_accuracy=torch.stack([score.class_accuracy for score in scores]).cpu(),
+        loss=torch.stack([score.loss for score in scores]),
+        accuracy=torch.stack([score.accuracy for score in scores]),
+        class_accuracy=torch.stack([score.class_accuracy for score in scores]),
     )
 
 
@@ -92,7 +96,7 @@ def layer_rise(net: nn.Module, pairs: Iterable[tuple[Params, Params]], split: Sp
         for layer in stack.layers(a):
             names = [name for name in a if stack.layer_of(name) == layer]
             models.append(stack.take(layer_path(a, b, names, points=3), 1))
-        losses = evaluate(net, stack.join(models), split).loss.cpu()
+        losses = evaluate(net, stack.join(models), split).loss
         rises.append(losses[1:] - losses[0])
     return torch.stack(rises)
 
@@ -157,6 +161,7 @@ def plane(a: Params, b: Params, c: Params, points: int, *, margin: float = 0.35)
     points: stops on each axis of the grid, which reaches `margin` of its width beyond the three models on every side.
     The models stay on their device; x, y and corners are on the CPU.
     """
+    points = whole_number("points", points)
     if points < 2:
         raise ParameterError(f"points = {points}, expected two or more on each axis of a plane.")
     three = stack.join([a, b, c])

@@ -10,6 +10,7 @@ from torch.nn.functional import batch_norm
 
 from paramarket import stack
 from paramarket.align import PermutationSpec, unit_axis
+from paramarket.base import check_list
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError, WeightsError
 from paramarket.merge.landscape import path
@@ -57,6 +58,8 @@ def _shares(net: nn.Module, models: Stack, weights: Weights) -> Float[Tensor, "1
     copies = stack.check(net, models)
     if copies < 2:
         raise ShapeError(f"a merge needs two or more models, got {copies}.")
+    if weights is not None:
+        check_list("weights", weights)
     if weights is not None and len(weights) != copies:
         raise ParameterError(f"weights = {weights} for {copies} models: expected one number for each.")
     for name, tensor in models.items():
@@ -81,13 +84,14 @@ def repair(
     return _repaired(net, merged, _goals(net, spec, models, split.x), shares, split.x)
 
 
-def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, x: Tensor, points: int) -> Stack:
+def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, x: Tensor, *, points: int) -> Stack:
     """The path from a to b with every model between the ends repaired on the examples x [n, ...]."""
     line = path(a, b, points)
     between = [stack.take(line, k) for k in range(1, points - 1)]
     if _has_norms(net):
         return stack.join([a, *(_recompute(net, params, x) for params in between), b])
-    goals, repaired = _goals(net, spec, stack.join([a, b]), x), []
+    goals = _goals(net, spec, stack.join([a, b]), x)
+    repaired = []
     for t, params in zip(torch.linspace(0, 1, points)[1:-1], between, strict=True):
         repaired.append(_repaired(net, params, goals, torch.stack([1 - t, t]), x))
     return stack.join([a, *repaired, b])
@@ -185,7 +189,7 @@ def task_arithmetic(
 ) -> Params:
     """The first model plus what the others differ by: theta_0 + sum_k w_k (theta_k - theta_0) (Ilharco et al. 2023).
 
-    Without `weights` all w_k are one number, the best of 0, .05, …, 1 by the loss on `split`.
+    Without `weights` all w_k are one number, the best of 0, .05, …, 1 by the loss on `split`; of equal ones the first.
     """
     shares = _shares(net, models, weights)
     if weights is None:
@@ -196,7 +200,7 @@ def task_arithmetic(
 
 
 def _best(net: nn.Module, candidates: Stack, split: Split) -> Params:
-    """The candidate with the lowest loss on the split."""
+    """The candidate with the lowest loss on the split; of equal ones the first."""
     if stack.count(candidates) == 1:
         return stack.take(candidates, 0)
     return stack.take(candidates, int(evaluate(net, candidates, split).loss.argmin()))
@@ -208,7 +212,8 @@ def ties(
     """Trim, elect a sign, merge what agrees with it (TIES, Yadav et al. 2023), relative to the first model.
 
     Of each difference theta_k - theta_0 the largest `density` stay; where the others disagree in sign, the heavier side
-    wins. What remains is averaged and added by a factor: the best of 0, .1, …, 2 by the loss on `split`.
+    wins. What remains is averaged and added by a factor: the best of 0, .1, …, 2 by the loss on `split`; of
+    equal ones the first.
     """
     if not 0 <= density <= 1:
         raise ParameterError(f"density = {density}, expected a share of the weights, from 0 to 1.")
@@ -294,10 +299,10 @@ def merge_pairs(
 def ensemble(
     net: nn.Module, models: Stack, x: Float[Tensor, "n ..."], *, weights: Weights = None
 ) -> Float[Tensor, "n classes"]:
-    """The weighted mean of the models' probabilities, where the models are: every one is kept and run."""
+    """The weighted mean of the models' probabilities: every one is kept and run, where it is. On the CPU."""
     shares = _shares(net, models, weights)[0]
     chances = stack.forward(net, models, x).softmax(dim=-1)
-    return torch.tensordot(shares.to(chances), chances, dims=1)
+    return torch.tensordot(shares.to(chances), chances, dims=1).cpu()
 
 
 def distil(

@@ -2,8 +2,12 @@
 
 from paramarket.price.money import to_cents, whole_units
 from paramarket.price.rules import (
+    Bargain,
     Deal,
+    Fixed,
+    Posted,
     PriceRule,
+    Strategies,
     double_auction,
     fixed_price,
     linear_equilibrium,
@@ -11,12 +15,28 @@ from paramarket.price.rules import (
     posted_price,
     settle,
 )
-from paramarket.price.theory import expected_maximum, refund_rate, regressions
-from paramarket.price.worth import labels_worth, lemon_market, surplus_parts, winners_curse
+from paramarket.price.theory import Regressions, expected_maximum, refund_rate, regressions
+from paramarket.price.worth import (
+    Curse,
+    LemonMarket,
+    SurplusParts,
+    labels_worth,
+    lemon_market,
+    surplus_parts,
+    winners_curse,
+)
 
 __all__ = [
+    "Bargain",
+    "Curse",
     "Deal",
+    "Fixed",
+    "LemonMarket",
+    "Posted",
     "PriceRule",
+    "Regressions",
+    "Strategies",
+    "SurplusParts",
     "double_auction",
     "expected_maximum",
     "fixed_price",

@@ -4,7 +4,7 @@ Values, costs and prices are in one unit of money: floats, or numpy arrays that 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.integrate import quad
@@ -74,8 +74,15 @@ def settle(
     buyer = np.where(traded, value, 0) - paid
     seller = received - np.where(done, cost, 0)
     per = 1 / unit if rounded else 1
-    money = [part / per for part in (paid, received, buyer, seller, paid - received)]
-    return Deal(*[_plain(part) for part in (traded, refunded, *money)])
+    return Deal(
+        traded=_plain(traded),
+        refunded=_plain(refunded),
+        paid=_plain(paid / per),
+        received=_plain(received / per),
+        buyer=_plain(buyer / per),
+        seller=_plain(seller / per),
+        broker=_plain((paid - received) / per),
+    )
 
 
 class Posted(NamedTuple):
@@ -187,6 +194,7 @@ class Bargain(NamedTuple):
     feasible: bool | np.ndarray
 
 
+@runtime_checkable
 class PriceRule(Protocol):
     """A price from two numbers: what a sale is worth to the buyer, and what it costs the seller, believed or reported.
 

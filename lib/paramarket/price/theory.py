@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from paramarket.errors import ParameterError
+from paramarket.base import check_list, whole_number
+from paramarket.errors import ParameterError, ShapeError
 
 DRAWS = 2000
 
 
 def expected_maximum(count: int) -> float:
     """E[max] of that many independent standard normals, the mean of their largest order statistic: 1.5388 for ten."""
+    count = whole_number("count", count)
     if count < 1:
         raise ParameterError(f"count = {count}, expected one or more.")
     from scipy import stats  # not above: scipy.stats takes longer to import than all the rest
@@ -23,6 +25,7 @@ def expected_maximum(count: int) -> float:
 
 def resampled(n: int, size: int, generator: Generator) -> Float[Tensor, "draws n"]:
     """The weight of each of n examples in 2,000 draws of `size` of them, with replacement; rows sum to 1."""
+    size = whole_number("size", size)
     if size < 1:
         raise ParameterError(f"size = {size}, expected one example or more.")
     drawn = torch.randint(n, (DRAWS, size), generator=generator)
@@ -42,6 +45,9 @@ def refund_rate(
     changes: what the purchase changes on each of n examples, accuracy points; they play the world, as in
     `winners_curse` · quoted: the gain that the broker quoted, points · promises: shares of it
     """
+    check_list("promises", promises)
+    if quoted.shape != changes.shape[:1]:
+        raise ShapeError(f"{len(changes)} purchases, quoted of shape {tuple(quoted.shape)}: expected a gain for each.")
     weights = resampled(changes.shape[1], size, generator).to(changes)
     found = (weights @ changes.mT).mT  # [Q, draws]
     promised = quoted.to(changes).unsqueeze(1) * torch.tensor(promises).to(changes)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from paramarket.base import check_list
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.price.rules import settle
 from paramarket.price.theory import DRAWS, expected_maximum, resampled
@@ -32,20 +33,25 @@ def winners_curse(losses: Float[Tensor, "Q C n"], sizes: Sequence[int], generato
     first mixture, no purchase. For equally good, independent mixtures the least of C means lies E[max of C normals]
     standard errors too low: 1.54 for ten.
     """
+    check_list("sizes", sizes)
     candidates = losses.shape[1] - 1
     truth = losses.mean(dim=-1, keepdim=True).mT  # [Q, 1, C]
     deviation = losses.std(dim=-1)[:, 1:].mean(dim=1)
     factor = torch.linalg.cholesky(_covariance(losses))
-    by_size = []
+    measured = []
+    gaussian = []
+    independent = []
     for size in sizes:
         weights = resampled(losses.shape[-1], size, generator).to(losses)
         normal = torch.randn(DRAWS, losses.shape[1], generator=generator).to(losses)
-        measured = _flattery(weights @ losses.mT, truth)
-        gaussian = _flattery(truth + normal @ factor.mT / size**0.5, truth)
-        independent = expected_maximum(candidates) * (deviation / size**0.5)
-        by_size.append(torch.stack([measured, gaussian, independent]))
-    measured, gaussian, independent = torch.stack(by_size, dim=-1).cpu()
-    return Curse(measured, gaussian, independent)
+        measured.append(_flattery(weights @ losses.mT, truth))
+        gaussian.append(_flattery(truth + normal @ factor.mT / size**0.5, truth))
+        independent.append(expected_maximum(candidates) * (deviation / size**0.5))
+    return Curse(
+        measured=torch.stack(measured, dim=-1).cpu(),
+        gaussian=torch.stack(gaussian, dim=-1).cpu(),
+        independent=torch.stack(independent, dim=-1).cpu(),
+    )
 
 
 def _covariance(losses: Float[Tensor, "Q C n"]) -> Float[Tensor, "Q C C"]:
@@ -78,10 +84,13 @@ def labels_worth(
     >>> price.labels_worth(curve, extra=[0, 10, 20, 30, 40], reached=torch.tensor([0.6])).item()
     10.0
     """
+    check_list("extra", extra)
     if curve.shape[1] != len(extra):
         raise ShapeError(f"a curve of {curve.shape[1]} points over {len(extra)} numbers of labels: expected as many.")
     if list(extra) != sorted(extra):
         raise ParameterError(f"extra = {list(extra)}: expected ascending numbers of labels.")
+    if reached.shape != curve.shape[:1]:
+        raise ShapeError(f"{len(curve)} curves, reached of shape {tuple(reached.shape)}: expected a number for each.")
     rising = curve.cummax(dim=1).values.cpu().numpy()
     labels = [_fewest(row, extra, y) for row, y in zip(rising, reached.tolist(), strict=True)]
     return torch.tensor(labels)
@@ -116,7 +125,12 @@ def lemon_market(
     Without a warranty all look alike: a buyer pays what a purchase is worth on average, and once that does not cover
     their cost the honest leave, and nothing is traded (Akerlof 1970). With one, all lemons come back, and the share
     `kept` of honest sales stays; a sale that comes back has cost its seller all the same.
+    Raises ShapeError, by name, for numbers that are not one for each purchase.
     """
+    check_list("shares", shares)
+    for name, each in {"bad": bad, "kept": kept}.items():
+        if each.shape != good.shape:
+            raise ShapeError(f"{name} has shape {tuple(each.shape)}, good {tuple(good.shape)}: expected one shape.")
     share = torch.tensor(shares, dtype=good.dtype, device=good.device)
     average = (1 - share) * good.unsqueeze(1) + share * bad.unsqueeze(1)
     honest = (kept.to(good) * good - cost).clamp(min=0)
@@ -142,5 +156,9 @@ def surplus_parts(value: np.ndarray, cost: np.ndarray, paid: Any, received: Any 
     """
     deal = settle(value, cost, paid, received)
     lost = np.maximum(value - cost, 0) - deal.buyer - deal.seller - deal.broker
-    parts = [deal.buyer, deal.seller, deal.broker, lost]
-    return SurplusParts(*(torch.as_tensor(part.mean(axis=1)) for part in parts))
+    return SurplusParts(
+        buyer=torch.as_tensor(deal.buyer.mean(axis=1)),
+        seller=torch.as_tensor(deal.seller.mean(axis=1)),
+        broker=torch.as_tensor(deal.broker.mean(axis=1)),
+        lost=torch.as_tensor(lost.mean(axis=1)),
+    )

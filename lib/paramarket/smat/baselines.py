@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from paramarket import stack
-from paramarket.base import is_watched, stream, whole_number
-from paramarket.smat.settings import check_list
+from paramarket.base import check_list, is_watched, stream, whole_number
 from paramarket.smat.tasks import (
     TaskPool,
     Tasks,
@@ -36,6 +35,7 @@ def pretrain_foundation(
 ) -> Stack:
     """A pretrained net for each seed: Adam on tasks of six ways and three shots, six queries each, one task a step."""
     check_list("seeds", seeds)
+    seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
     whole_number("steps", steps, least=1)
     ways, shots, queries = 6, 3, 6
     models = stack.chain([stack.init(net, 1, seed, device) for seed in seeds])

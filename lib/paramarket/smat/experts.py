@@ -13,10 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paramarket import stack
-from paramarket.base import stream, whole_number
-from paramarket.errors import ParameterError, unknown
+from paramarket.base import check_list, stream, whole_number
+from paramarket.errors import ParameterError, ShapeError, unknown
 from paramarket.smat.gates import HardConcrete
-from paramarket.smat.settings import check_list, check_seeds
 from paramarket.stack import Stack
 
 LAW = HardConcrete()
@@ -66,8 +65,17 @@ def experts_of(pretrained: Stack, *, experts: int, features: int, seeds: Sequenc
     )
 
 
+def check_seeds(seeds: Sequence[int], runs: int) -> None:
+    """Raises ParameterError unless `seeds` is a list of one whole number for each run."""
+    check_list("seeds", seeds)
+    if len(seeds) != runs:
+        raise ParameterError(f"seeds: {len(seeds)} given, expected one for each of the {runs} runs.")
+
+
 def interpolate(pretrained: Stack, experts: SparseExperts, alpha: Float[Tensor, "K T M"]) -> Stack:
     """The models of T tasks for each run, [K, T]: pretrained + (sum_m alpha_m z_m) * delta, gates at their median.
+
+    Raises ShapeError unless there are as many pretrained nets as runs of experts, and rows of alpha.
 
     >>> import torch
     >>> from paramarket import smat, stack
@@ -77,6 +85,10 @@ def interpolate(pretrained: Stack, experts: SparseExperts, alpha: Float[Tensor, 
     >>> tuple(models["1.weight"].shape)  # 5 runs, 7 tasks
     (5, 7, 3, 4)
     """
+    nets = stack.count(pretrained)
+    runs = stack.count(experts.delta)
+    if nets != runs:
+        raise ShapeError(f"{nets} pretrained nets and {runs} runs of experts: expected as many of each.")
     masks = stack.mix(alpha, stack.map(LAW.median, experts.gates))
 
     def changed(weight: Tensor, mask: Tensor, delta: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from paramarket.base import is_watched, stream, whole_number
 from paramarket.errors import ParameterError
 from paramarket.smat.experts import (
     SparseExperts,
+    check_seeds,
     closed_share,
     expected_closed_share,
     interpolate,
@@ -25,7 +26,6 @@ from paramarket.smat.experts import (
     sparsity,
 )
 from paramarket.smat.gates import check_sparsity, dual_ascent_step
-from paramarket.smat.settings import check_seeds
 from paramarket.smat.tasks import (
     TaskPool,
     Tasks,
@@ -103,6 +103,7 @@ def meta_tune(
     runs = stack.check(net, pretrained)
     _check_aims(aims, runs)
     check_seeds(seeds, runs)
+    seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
     whole_number("steps", steps, least=1)
     whole_number("record_every", record_every, least=1)
 
@@ -283,9 +284,12 @@ def accuracies(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks:
 
 @torch.no_grad()
 def mean_alpha_by_domain(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, domains: int
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, *, domains: int
 ) -> Float[Tensor, "K domains M"]:
-    """The mean alpha that the tasks of each domain get (0 for a domain without a task); on the CPU."""
+    """The mean alpha that the tasks of each domain get (0 for a domain without a task); on the CPU.
+
+    domains: how many the pool of the tasks has
+    """
     tasks = place_tasks(tasks, pretrained)
     alpha = _alpha(net, one_per_task(pretrained, tasks), experts, tasks)
     member = nn.functional.one_hot(tasks.domain, domains).to(alpha)

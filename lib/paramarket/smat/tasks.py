@@ -3,8 +3,8 @@
 Tasks are drawn on the CPU. Whatever runs models on them moves them to where the models are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +12,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from paramarket import stack
-from paramarket.base import stream, whole_number
-from paramarket.data import Split, in_domains
+from paramarket.base import check_list, stream, whole_number
+from paramarket.data import Domain, Split, in_domains
 from paramarket.errors import DataError, ParameterError
-from paramarket.smat.settings import check_list
 from paramarket.stack import Stack
 
 
@@ -42,13 +41,13 @@ class Tasks(NamedTuple):
     domain: Int[Tensor, " tasks"]
 
 
-def task_pool(split: Split, domains: Mapping[str, Callable[[Tensor, Generator], Tensor]], seed: int) -> TaskPool:
+def task_pool(split: Split, domains: Mapping[str, Domain], *, seed: int) -> TaskPool:
     """The images of a split in every domain (see `data.in_domains`); of every class as many as the smallest has."""
     labels = [(split.y == label).nonzero().flatten() for label in range(int(split.y.max()) + 1)]
     each = min(map(len, labels))
     if not domains or each == 0:
         raise DataError(f"{len(domains)} domains, {each} examples of the rarest class: expected one or more of each.")
-    images = torch.stack([view.x for view in in_domains(split, domains, seed)])
+    images = torch.stack([view.x for view in in_domains(split, domains, seed=seed)])
     places = torch.stack([label[:each] for label in labels])
     return TaskPool(images, places, list(domains))
 
@@ -60,13 +59,11 @@ def draw_tasks(
 
     Raises ParameterError for classes that the pool does not have, and for more ways or examples than there are.
     """
-    _check_classes(pool, classes)
+    classes = _known_classes(pool, classes)
     whole_number("tasks", tasks, least=1)
     each = pool.places.shape[1]
     if not 2 <= ways <= len(classes):
-        raise ParameterError(
-            f"ways = {ways} of the classes {list(classes)}: expected 2 or more, and no more than these."
-        )
+        raise ParameterError(f"ways = {ways} of the classes {classes}: expected 2 or more, and no more than these.")
     if shots < 1 or queries < 1 or shots + queries > each:
         raise ParameterError(f"shots = {shots}, queries = {queries}: expected 1 or more, {each} in all.")
     domain = torch.randint(len(pool.x), (tasks,), generator=generator)
@@ -78,11 +75,13 @@ def draw_tasks(
     return Tasks(x[:, :, :shots].flatten(1, 2), x[:, :, shots:].flatten(1, 2), domain)
 
 
-def _check_classes(pool: TaskPool, classes: Sequence[int]) -> None:
+def _known_classes(pool: TaskPool, classes: Iterable[SupportsIndex]) -> list[int]:
     check_list("classes", classes)
+    labels = [whole_number("classes", label) for label in classes]
     known = range(len(pool.places))
-    if not set(classes) <= set(known) or len(set(classes)) < len(classes):
-        raise ParameterError(f"classes = {list(classes)}: expected some of {list(known)}, each once.")
+    if not set(labels) <= set(known) or len(set(labels)) < len(labels):
+        raise ParameterError(f"classes = {labels}: expected some of {list(known)}, each once.")
+    return labels
 
 
 def draw_by_seed(
@@ -122,6 +121,7 @@ def fresh_tasks(
     noise: share of the examples to learn from that exchange their labels among themselves; two or more, or none
     """
     check_list("seeds", seeds)
+    seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
     if not 0 <= noise <= 1:
         raise ParameterError(f"noise = {noise}: expected a share from 0 to 1.")
     generators = {seed: stream(seed, "judge") for seed in seeds}

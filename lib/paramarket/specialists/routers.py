@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
+from paramarket import stack
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
-from paramarket.stack import Stack, check, dense_plan, place
+from paramarket.stack import Stack
 from paramarket.train import Fit, fit
 
 
@@ -24,27 +25,27 @@ class _Experts(nn.Module):
 
     def __init__(self, net: nn.Sequential, experts: int) -> None:
         super().__init__()
-        self.plan = dense_plan(net)
+        self.plan = stack.dense_plan(net)
         if experts < 1:
             raise ParameterError(f"experts = {experts}, expected one or more.")
         self.net = [net]  # in a list: its own tensors are no part of this module
         self.experts = experts
-        for at, layer in enumerate(self.plan):
+        for depth, layer in enumerate(self.plan):
             module = net.get_submodule(layer.name)
-            self.register_buffer(f"weight{at}", torch.empty(experts, *module.weight.shape))
-            self.register_buffer(f"bias{at}", torch.empty(experts, *module.bias.shape))
+            self.register_buffer(f"weight{depth}", torch.empty(experts, *module.weight.shape))
+            self.register_buffer(f"bias{depth}", torch.empty(experts, *module.bias.shape))
 
     def reset_parameters(self) -> None:
         for gate in self.parameters():
             nn.init.zeros_(gate)
 
-    def weights(self, at: int) -> Float[Tensor, "experts out in"]:
-        """The experts' weights in layer `at`."""
-        return getattr(self, f"weight{at}")
+    def weights(self, depth: int) -> Float[Tensor, "experts out in"]:
+        """The experts' weights in layer `depth`."""
+        return getattr(self, f"weight{depth}")
 
-    def biases(self, at: int) -> Float[Tensor, "experts out"]:
-        """The experts' biases in layer `at`."""
-        return getattr(self, f"bias{at}")
+    def biases(self, depth: int) -> Float[Tensor, "experts out"]:
+        """The experts' biases in layer `depth`."""
+        return getattr(self, f"bias{depth}")
 
 
 class Router(_Experts):
@@ -66,21 +67,21 @@ class Router(_Experts):
         if reach < 1 or (single and reach > 1) or not (top is None or 1 <= top <= experts):
             given = f"experts = {experts}, reach = {reach}, top = {top}, single = {single}"
             raise ParameterError(f"{given}: expected reach ≥ 1, 1 ≤ top ≤ experts, and reach = 1 with a single gate.")
-        shapes = [tuple(self.weights(at).shape) for at in range(len(self.plan))]
-        self.offered = [_offered(shapes, at, reach) for at in range(len(shapes))]
+        shapes = [tuple(self.weights(depth).shape) for depth in range(len(self.plan))]
+        self.offered = [_offered(shapes, depth, reach) for depth in range(len(shapes))]
         self.top = top
         self.single = single
         gated = shapes[:1] if single else shapes
-        for at, (_, _, inputs) in enumerate(gated):
-            gate = torch.empty(experts * len(self.offered[at]), inputs)
-            self.register_parameter(f"gate{at}", nn.Parameter(gate))
+        for depth, (_, _, inputs) in enumerate(gated):
+            gate = torch.empty(experts * len(self.offered[depth]), inputs)
+            self.register_parameter(f"gate{depth}", nn.Parameter(gate))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         h = x.flatten(1)
-        for at, layer in enumerate(self.plan):
-            if at == 0 or not self.single:
-                shares = self._shares(getattr(self, f"gate{at}"), h)
-            outputs = self._outputs(at, h)
+        for depth, layer in enumerate(self.plan):
+            if depth == 0 or not self.single:
+                shares = self._shares(getattr(self, f"gate{depth}"), h)
+            outputs = self._outputs(depth, h)
             if layer.relu:
                 outputs = outputs.relu()
             mixed = (shares.unsqueeze(-1) * outputs).sum(dim=-2)
@@ -95,19 +96,19 @@ class Router(_Experts):
         largest = shares.topk(self.top, dim=-1)  # one of equal ones too: else all would pass
         return torch.zeros_like(shares).scatter(-1, largest.indices, largest.values)
 
-    def _outputs(self, at: int, h: Float[Tensor, "n in"]) -> Float[Tensor, "n experts out"]:
-        """What the linear parts of all layers on offer to layer `at` say: one layer's experts behind another's."""
-        weights = [self.weights(k) for k in self.offered[at]]
-        biases = [self.biases(k) for k in self.offered[at]]
+    def _outputs(self, depth: int, h: Float[Tensor, "n in"]) -> Float[Tensor, "n experts out"]:
+        """What the linear parts of all layers on offer to layer `depth` say: one layer's experts behind another's."""
+        weights = [self.weights(k) for k in self.offered[depth]]
+        biases = [self.biases(k) for k in self.offered[depth]]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # a copy of a single one would cost time
         bias = biases[0] if len(biases) == 1 else torch.cat(biases)
         return linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (len(weight), -1))
 
 
-def _offered(shapes: Sequence[tuple[int, ...]], at: int, reach: int) -> list[int]:
-    """The layers whose work layer `at` may use: itself, those above it, then those below, of its own shape."""
-    order = [*range(at, len(shapes)), *range(at - 1, -1, -1)]
-    return [k for k in order if shapes[k] == shapes[at]][:reach]
+def _offered(shapes: Sequence[tuple[int, ...]], depth: int, reach: int) -> list[int]:
+    """The layers whose work layer `depth` may use: itself, those above it, then those below, of its own shape."""
+    order = [*range(depth, len(shapes)), *range(depth - 1, -1, -1)]
+    return [k for k in order if shapes[k] == shapes[depth]][:reach]
 
 
 class OutputRouter(_Experts):
@@ -124,8 +125,8 @@ class OutputRouter(_Experts):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         h = x.flatten(1).expand(self.experts, -1, -1)
-        for at, layer in enumerate(self.plan):
-            h = layer.output(h, torch.baddbmm(self.biases(at).unsqueeze(1), h, self.weights(at).mT))
+        for depth, layer in enumerate(self.plan):
+            h = layer.output(h, torch.baddbmm(self.biases(depth).unsqueeze(1), h, self.weights(depth).mT))
         logs = h.log_softmax(dim=-1).movedim(0, -2)  # [n, experts, classes]
         answers = logs.flatten(-2)
         shares = linear(layer_norm(answers, answers.shape[-1:]), self.gate, self.bias).log_softmax(dim=-1)
@@ -138,7 +139,7 @@ def init_router(router: Router | OutputRouter, experts: Sequence[Stack]) -> Stac
     experts: for each of them a stack of K models: router k stands over the k-th of each. Raises ShapeError if they are
     not as many as the router has places for, or do not fit its net or each other.
     """
-    copies = {check(router.net[0], each) for each in experts}
+    copies = {stack.check(router.net[0], each) for each in experts}
     if len(experts) != router.experts or len(copies) != 1:
         raise ShapeError(
             f"a router over {router.experts} experts got {len(experts)} stacks of {sorted(copies)} models."
@@ -146,10 +147,10 @@ def init_router(router: Router | OutputRouter, experts: Sequence[Stack]) -> Stac
     number = copies.pop()
     models = {}
     for name, gate in router.named_parameters():
-        models[name] = place(torch.zeros(number, *gate.shape), experts[0])
-    for at, layer in enumerate(router.plan):
+        models[name] = stack.place(torch.zeros(number, *gate.shape), experts[0])
+    for depth, layer in enumerate(router.plan):
         for part in ("weight", "bias"):
-            models[f"{part}{at}"] = torch.stack([each[f"{layer.name}.{part}"] for each in experts], dim=1)
+            models[f"{part}{depth}"] = torch.stack([each[f"{layer.name}.{part}"] for each in experts], dim=1)
     return models
 
 
@@ -160,5 +161,5 @@ def fit_router(
 
     settings: of `train.fit`; the defaults are the authors' AdamW with learning rate 5e-3 and weight decay .1.
     """
-    how = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"} | settings
-    return fit(router, init_router(router, experts), split, steps=steps, **how)
+    settings = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"} | settings
+    return fit(router, init_router(router, experts), split, steps=steps, **settings)

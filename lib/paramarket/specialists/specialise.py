@@ -3,15 +3,15 @@
 A couple is a model of stack `a` and the model of stack `b` at the same place, grown from the same base.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from paramarket import cka, stack
-from paramarket.base import stream
+from paramarket.base import check_list, stream, whole_number
 from paramarket.data import Split, rotate_split
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.merge import average_pairs
@@ -32,7 +32,7 @@ def specialise(
     left: Sequence[Split],
     right: Sequence[Split],
     *,
-    keep: Sequence[int],
+    keep: Iterable[SupportsIndex],
     seed: int = 0,
     pull: Mapping[str, Tensor] | None = None,
     **settings: Any,
@@ -43,8 +43,8 @@ def specialise(
     so on; training ends at the largest, unless `steps` says later.
     seed: the k-th copy on the left takes its images in the order of the stream (seed, "specialise", "left", k)
     pull: of `train.fit`, for K models, on both copies; see `PULLS` · settings: of `train.fit`
-    Raises ShapeError unless there is one split on either side for each model, ParameterError if `keep` is empty or
-    names a step that training never reaches.
+    Raises ShapeError unless there is one split on either side for each model, ParameterError if `keep` is no list,
+    is empty or names a step that training never reaches.
 
     >>> import torch
     >>> from paramarket import data, specialists, stack
@@ -59,13 +59,15 @@ def specialise(
         raise ShapeError(
             f"{len(left)} splits on the left, {len(right)} on the right, for {copies} models: one for each."
         )
+    check_list("keep", keep)
+    keep = [whole_number("a step to keep", step, least=0) for step in keep]
     if not keep:
         raise ParameterError("keep is empty: name one or more steps at which to look at the specialists.")
     orders = [stream(seed, "specialise", side, k) for side in ("left", "right") for k in range(copies)]
     both_pulled = stack.map(lambda share: _on_both_copies(share, copies), pull or {})
     both = stack.chain([base, base])
-    how = {"steps": max(keep)} | settings
-    kept = fit(net, both, [*left, *right], generators=orders, keep=keep, pull=both_pulled, **how).kept
+    settings = {"steps": max(keep)} | settings
+    kept = fit(net, both, [*left, *right], generators=orders, keep=keep, pull=both_pulled, **settings).kept
     a = stack.chain(stack.take(kept[step], slice(copies)) for step in keep)
     b = stack.chain(stack.take(kept[step], slice(copies, None)) for step in keep)
     return Couples(a, b)
@@ -147,6 +149,7 @@ def kinship(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> Kin
     return Kinship(alike.float(), (apart / length.view(-1, 1, 1)).cpu())
 
 
+@runtime_checkable
 class Pull(Protocol):
     """A way to hold specialists back: how strongly every weight is drawn back to the base after each training step.
 

@@ -152,4 +152,5 @@ def check_merge_method(answer: Callable[..., Params]) -> None:
 
 
 def _random_models(net: torch.nn.Module, copies: int, generator: torch.Generator) -> stack.Stack:
-    return stack.init(net, copies, seed=generator.initial_seed() % 2**31)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return stack.init(net, copies, seed=seed)
