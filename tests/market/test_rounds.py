@@ -316,7 +316,7 @@ def test_the_authors_setting_runs(generator):
 
     members = plants(drawn(600), 4, count=2, share=AUTHORS["kept_share"], bid=100.0, seed=0)
     arms = [Market(members, AUTHORS["terms"], 0), Market(members, ALONE, 0)]
-    done = market.run(net, arms, Splits(drawn(200), drawn(210), drawn(220)), **(AUTHORS["how"] | {"rounds": 2}))
+    done = market.run(net, arms, Splits(drawn(200), drawn(210), drawn(220)), **(AUTHORS["settings"] | {"rounds": 2}))
     rows = done.ledger.rows
     assert done.accuracy.shape == (2, 2, 2)
     assert rows["round"].tolist() == [1, 1, 2, 2]

@@ -81,7 +81,7 @@ def test_the_grid_is_the_authors_who_try_neither_nothing_nor_half_nor_all():
 
 def test_the_authors_setting_is_theirs():
     """The second of the settings in their code, MNIST with Adam."""
-    terms, how = AUTHORS["terms"], AUTHORS["how"]
+    terms, how = AUTHORS["terms"], AUTHORS["settings"]
     assert AUTHORS["hidden"] == [32, 32, 32, 16]
     assert AUTHORS["kept_share"] == 0.2
     assert (terms.match, terms.rule, terms.by, terms.shares, terms.first, terms.every) == (

@@ -201,5 +201,5 @@ AUTHORS = {
     "hidden": [32, 32, 32, 16],
     "kept_share": 0.2,
     "terms": Terms(match="weights", rule="quote", by="loss", cost=0.0),
-    "how": {"rounds": 50, "steps": None, "batch": 512, "lr": 0.01, "weight_decay": 0.0, "reset": True},
+    "settings": {"rounds": 50, "steps": None, "batch": 512, "lr": 0.01, "weight_decay": 0.0, "reset": True},
 }

@@ -24,7 +24,7 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, stack: Stack, split: Split, batch: int = 250) -> Score:
+def evaluate(net: nn.Module, stack: Stack, split: Split, *, batch: int = 250) -> Score:
     """Score all K models on a split, in batches, every example weighing the same; on the CPU, wherever the models are.
 
     Raises DataError for labels that the net has no class for, TrainingError naming a model whose loss is not finite.
