@@ -73,9 +73,9 @@ class _Entry(NamedTuple):
 
 def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor) -> _Entry:
     params = stack.map(Tensor.float, stack.load(path, card))
-    some_model = stack.take(stack.init(net, 1, seed=0), 0)  # for its names and shapes
-    stack.compare(params, some_model, f"{path} and the net")
-    if not stack.forward(net, stack.join([params]), x).square().sum().isfinite():
+    alone = stack.join([params])
+    stack.check(net, alone, f"{path} and the net")
+    if not stack.forward(net, alone, x).square().sum().isfinite():
         raise WeightsError(f"{path}: its answers are not finite.")
     text = stack.card_of(path).get("bid", "")
     try:
@@ -111,7 +111,7 @@ def league(
     table["sold"] = [sold[name] for name in entries.names]
     table["money"] = outcome.euros[0, -1, :-1].numpy() - money
     table["won"] = table["money"] + value * 100 * (after - before)
-    return table.sort_values("won", ascending=False, ignore_index=True).round(3)
+    return table.sort_values("won", ascending=False, ignore_index=True, kind="stable").round(3)
 
 
 class _Counts(NamedTuple):

@@ -280,9 +280,12 @@ def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
     return dict(dense_outputs(net, stack, *_placed(net, stack, x)))
 
 
-def check(net: nn.Module, stack: Stack) -> int:
-    """The number of models in a stack; ShapeError, naming the key, if it is no stack of this net's models."""
-    compare(stack, dict(_named(net)), "the stack and the net", skip=1)
+def check(net: nn.Module, stack: Stack, what: str = "the stack and the net") -> int:
+    """The number of models in a stack; ShapeError, naming the key, if it is no stack of this net's models.
+
+    what: what the error calls the two
+    """
+    compare(stack, dict(_named(net)), what, skip=1)
     copies = {len(tensor) for tensor in stack.values()}
     if len(copies) != 1:
         raise ShapeError(f"a stack holds the same number of models under every name, got {sorted(copies)}.")
