@@ -6,6 +6,7 @@ from orders import equal
 
 from paramarket import stack, train
 from paramarket.errors import ParameterError, ShapeError
+from paramarket.train.optimisers import SGD
 
 NET = stack.mlp(64, [8], 10)
 HOW = {"steps": 12, "batch": 32, "lr": 1e-2, "schedule": "constant"}
@@ -18,6 +19,44 @@ def fitted(digits, **settings):
 
 def everywhere(share, start):
     return stack.map(lambda tensor: torch.full_like(tensor, share), start)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(train.AdamW, torch.optim.AdamW), (SGD, torch.optim.SGD)])
+def test_steps_are_those_of_torchs_own_optimiser(ours, theirs):
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 7, generator=generator), torch.randn(3, generator=generator)]
+    slopes = [[torch.randn(tensor.shape, generator=generator) for tensor in start] for _ in range(6)]
+    weights, plain = [tensor.clone() for tensor in start], [tensor.clone().requires_grad_() for tensor in start]
+    extra = {"momentum": 0.9} if ours is SGD else {}
+    optimizer, reference = ours(weights, weight_decay=0.1), theirs(plain, lr=1.0, weight_decay=0.1, **extra)
+    for step, each in enumerate(slopes):
+        lr = 0.1 / (step + 1)
+        reference.param_groups[0]["lr"] = lr
+        for tensor, slope in zip(plain, each, strict=True):
+            tensor.grad = slope
+        reference.step()
+        turned = [each[0].T.contiguous().T, each[1]]  # the same numbers, laid out otherwise
+        optimizer.step(turned, lr)
+        for tensor, expected in zip(weights, plain, strict=True):
+            assert torch.allclose(tensor, expected, rtol=1e-5, atol=1e-6)
+    assert optimizer.steps.tolist() == [6, 6]
+
+
+@given(st.integers(1, 200), st.floats(1e-5, 1.0))
+def test_one_cycle_is_torchs_schedule(steps, lr):
+    opt = torch.optim.SGD([torch.zeros(1)], lr)
+    pace = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
+    expected = []
+    for _ in range(steps):
+        expected.append(opt.param_groups[0]["lr"])
+        opt.step()
+        pace.step()
+    assert train.learning_rates("one-cycle", lr, steps) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_straight_schedule_ends_a_step_before_zero_and_a_constant_one_stays():
+    assert train.learning_rates("linear", 0.4, 4) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert train.learning_rates("constant", 0.4, 3) == [0.4, 0.4, 0.4]
 
 
 def test_a_pull_of_nothing_changes_nothing_and_a_whole_pull_freezes_bit_for_bit(digits):

@@ -21,6 +21,7 @@ from paramarket.smat.tasks import (
     way_labels,
 )
 from paramarket.stack import Stack
+from paramarket.train import AdamW
 
 
 def pretrain_foundation(
@@ -41,7 +42,8 @@ def pretrain_foundation(
     models = stack.chain([stack.init(net, 1, seed, device) for seed in seeds])
     for tensor in models.values():
         tensor.requires_grad_()
-    opt = torch.optim.Adam(models.values(), lr)
+    learnt = list(models.values())
+    optimizer = AdamW(learnt)
     generators = {seed: stream(seed, "pretraining") for seed in seeds}
     labels = way_labels(ways, queries).to(device).repeat(len(seeds))
     for _ in tqdm(range(steps), "pretraining", leave=False, delay=1, disable=not is_watched()):
@@ -50,9 +52,7 @@ def pretrain_foundation(
         features = stack.apply(net, models, stack.place(examples, models), shared=False, training=True)
         logits = prototype_logits(features[:, : ways * shots], features[:, ways * shots :], ways)
         loss = cross_entropy(logits.flatten(0, 1), labels) * len(seeds)  # the sum over runs of each run's mean
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
+        optimizer.step(torch.autograd.grad(loss, learnt), lr)
     return stack.map(Tensor.detach, models)
 
 
@@ -84,16 +84,14 @@ def tuned_accuracy(
     learnt = list(change.values()) if rank is None else [*change.a.values(), *change.b.values()]
     for tensor in learnt:
         tensor.requires_grad_()
-    opt = torch.optim.Adam(learnt, lr)
+    optimizer = AdamW(learnt)
     shots = support.shape[1] // ways
     labels = way_labels(ways, shots).to(support.device).repeat(len(support))
     for _ in range(steps):
         features = stack.apply(net, _changed(start, change), support, shared=False, training=True)
         logits = prototype_logits(features, features, ways)
         loss = cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / (ways * shots)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
+        optimizer.step(torch.autograd.grad(loss, learnt), lr)
     with torch.no_grad():
         tuned = _changed(start, change)
         of_support = stack.apply(net, tuned, support, shared=False, training=True)

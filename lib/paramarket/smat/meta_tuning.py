@@ -38,6 +38,7 @@ from paramarket.smat.tasks import (
     task_losses,
 )
 from paramarket.stack import Stack
+from paramarket.train import AdamW
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step
@@ -110,15 +111,12 @@ def meta_tune(
     experts = start.copy()
     delta = list(experts.delta.values())
     gates = list(experts.gates.values())
-    for tensor in [*delta, *gates, experts.keys]:
+    learnt = [*delta, *gates, experts.keys]
+    for tensor in learnt:
         tensor.requires_grad_()
-    opt = torch.optim.Adam(
-        [
-            {"params": delta, "lr": lr},
-            {"params": gates, "lr": gate_lr},
-            {"params": [experts.keys], "lr": key_lr},
-        ]
-    )
+    delta_optimizer = AdamW(delta)
+    gate_optimizer = AdamW(gates)
+    key_optimizer = AdamW([experts.keys])
 
     generators = {seed: stream(seed, "meta-tuning") for seed in seeds}
     target = stack.place(aims.sparsity, pretrained).unsqueeze(1)
@@ -128,9 +126,10 @@ def meta_tune(
         drawn = draw_by_seed(pool, classes, generators, seeds, tasks=tasks, ways=ways, shots=shots, queries=queries)
         losses = _losses(net, pretrained, experts, aims, place_tasks(drawn, pretrained), ways, distil)
         constraint = multiplier * (target - expected_closed_share(experts.gates))
-        opt.zero_grad()
-        (losses.total + constraint.sum(dim=1)).sum().backward()
-        _step_weights(opt, experts.gates, aims.learn_gates)
+        *slopes, key_slope = torch.autograd.grad((losses.total + constraint.sum(dim=1)).sum(), learnt)
+        delta_optimizer.step(slopes[: len(delta)], lr)
+        _step_gates(gate_optimizer, slopes[len(delta) :], gate_lr, aims.learn_gates)
+        key_optimizer.step([key_slope], key_lr)
         multiplier = _step_multiplier(multiplier, experts.gates, aims, dual_lr)
         if step % record_every == 0 or step + 1 == steps:
             history.append(_history_rows(step + 1, losses, multiplier, experts.gates))
@@ -213,13 +212,13 @@ def _gradient_step(net: nn.Module, models: Stack, tasks: Tasks, ways: int, rate:
 
 
 @torch.no_grad()
-def _step_weights(opt: torch.optim.Optimizer, gates: Stack, learn: Bool[Tensor, " K"]) -> None:
-    """One step of the optimiser; gates that do not learn stay where they are, the others within their bounds."""
-    learn = learn.to(stack.device(gates))
-    for gate in gates.values():
-        gate.grad[~learn] = 0
-    opt.step()
-    for gate in gates.values():
+def _step_gates(optimizer: AdamW, slopes: Sequence[Tensor], lr: float, learn: Bool[Tensor, " K"]) -> None:
+    """One step of all gates; those that do not learn stay where they are, the others within their bounds."""
+    learn = learn.to(slopes[0].device)
+    for slope in slopes:
+        slope[~learn] = 0
+    optimizer.step(slopes, lr)
+    for gate in optimizer.weights:
         gate[learn] = gate[learn].clamp(-CLAMP, CLAMP)
 
 

@@ -18,7 +18,7 @@ from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.soup.mixtures import MixtureScore, WeightLaw, batches, check_weights, draw_plans, score_mixtures
 from paramarket.stack import Stack
-from paramarket.train import check_finite, one_step
+from paramarket.train import AdamW, check_finite, learning_rates, make_backward, probabilities
 
 
 class Soup(NamedTuple):
@@ -162,17 +162,24 @@ def train_soups(
     has_experts = bank.shape[1] > 1
     phi = stack.mlp_of(router) if has_experts else None
     learnt = [bank, *router.values()] if has_experts else [bank]
-    opt = torch.optim.Adam(learnt, lr, fused=True)
-    pace = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=steps)
+    optimizer = AdamW(learnt)
+    rates = learning_rates("linear", lr, steps)
+
+    one = stack.take(start.base, 0)
+    mixed = torch.empty_like(bank[:, 0], requires_grad=False)  # Theta(h) of every soup, a row each
+    slopes = torch.zeros_like(mixed)
+    backward = make_backward(net, stack.from_vectors(mixed, one), stack.from_vectors(slopes, one), batch)
+    classes = stack.forward(net, start.base, domains[0].x[:1]).shape[-1]
+
     own = {seed: stream(seed, "mixtures") for seed in seeds}  # one object a seed: `batches` draws once for all its runs
     drawn = batches(domains, h.to(bank), batch, [own[seed] for seed in seeds])
-    one = stack.take(start.base, 0)
     losses = []
     bar = tqdm(drawn, f"training {copies} soups", total=steps, leave=False, delay=1, disable=not is_watched())
-    for examples in bar:
-        models = stack.from_vectors(_theta(bank, phi, router, examples.h), one)
-        losses.append(one_step(net, models, examples.x, examples.y, opt))
-        pace.step()
+    for examples, rate in zip(bar, rates, strict=True):
+        theta = _theta(bank, phi, router, examples.h)
+        mixed.copy_(theta.detach())
+        losses.append(backward(examples.x, probabilities(examples.y, classes)))
+        optimizer.step(torch.autograd.grad(theta, learnt, slopes), rate)
     check_finite(losses, router | {"S and E": bank.detach()}, steps)
     base = stack.copy(stack.from_vectors(bank[:, 0], one))
     experts = stack.copy(stack.from_vectors(bank[:, 1:], one))

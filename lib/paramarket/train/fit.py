@@ -8,15 +8,15 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
 from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, apply, check, copy, device, forward
-from paramarket.stack import map as map_stack
-from paramarket.train.optimisers import make_optimizer, make_schedule, optimizer_state, prepare_pull, pull_back
+from paramarket.stack import Stack, check, copy, device, forward, from_vectors, vectors
+from paramarket.train.gradients import make_backward
+from paramarket.train.optimisers import learning_rates, make_optimizer, optimizer_state, prepare_pull, pull_back
 
 
 class Fit(NamedTuple):
@@ -56,7 +56,7 @@ def fit(
     An epoch is ceil(n / batch) steps of the largest split; smaller ones are reshuffled as often as they run out.
     seed: model k draws its order from the stream (seed, "order", k) · generators: instead, one stream for each model,
     so that a model's order does not hang on where it stands
-    optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "constant"
+    optimizer: "adamw" | "sgd" (momentum .9) · schedule: "one-cycle" | "linear" | "constant", see `learning_rates`
     keep: steps at which to keep a copy, from 0, the start, to the last
     state: another fit's `state`: the optimiser goes on from it; order and schedule begin anew, so give another seed
     pull: {parameter: shares, [K, ...] or 1 on an axis}: after every step each weight goes that share of its way back to
@@ -80,28 +80,33 @@ def fit(
     steps = _step_count(epochs, steps, per_epoch)
     keep = _kept_steps(keep, steps)
     orders = _orders(seed, generators, copies)
-    _try_one_example(net, stack, splits)
-    models = copy(stack)
-    learnt = {name: models[name].requires_grad_() for name, _ in net.named_parameters()}
+    rates = learning_rates(schedule, lr, steps)
+    classes = _try_one_example(net, stack, splits)
+
+    one = {name: stack[name][0] for name, _ in net.named_parameters()}
+    rows = vectors({name: stack[name].detach() for name in one})  # [K, weights]: all in one tensor, for the optimiser
+    learnt = from_vectors(rows, one)  # and by name, in the same memory
+    models = copy(stack) | learnt
+    slopes = torch.zeros_like(rows)
+    backward = make_backward(net, models, from_vectors(slopes, one), batch)
+    opt = make_optimizer(optimizer, rows, one, weight_decay, state)
     back = prepare_pull(stack, pull or {}, learnt)
-    opt = make_optimizer(learnt, optimizer, lr, weight_decay, state)
-    pace = make_schedule(opt, schedule, lr, steps)
-    batches = _batches(splits, batch, orders, device(models))
+
+    batches = _batches(splits, classes, batch, orders, device(models))
     losses, kept = [], {}
     with lend_generator(orders[0]):
         for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not is_watched()):
             if step in keep:
                 kept[step] = copy(models)
-            x, y = next(batches)
-            losses.append(one_step(net, models, x, y, opt))
+            x, targets = next(batches)
+            losses.append(backward(x, targets))
+            opt.step(slopes.chunk(len(opt.weights)), rates[step])
             pull_back(learnt, stack, back)
-            pace.step()
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
                 check_finite(losses, models, steps)
     if steps in keep:
         kept[steps] = copy(models)
-    done = map_stack(lambda tensor: tensor.detach(), models)
-    return Fit(done, _history(losses, per_epoch), optimizer_state(opt, learnt, copies), kept)
+    return Fit(copy(models), _history(losses, per_epoch), optimizer_state(opt, one, copies), kept)
 
 
 def _split_for_each(data: Split | Sequence[Split], copies: int) -> list[Split]:
@@ -133,8 +138,11 @@ def _kept_steps(keep: object, steps: int) -> set[int]:
 
 
 @torch.no_grad()
-def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> None:
-    """One example through the net before work starts: a GPU would stop at a bad label without saying why."""
+def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> int:
+    """One example through the net before work starts: a GPU would stop at a bad label without saying why.
+
+    Gives the number of classes.
+    """
     classes = forward(net, stack, splits[0].x[:1]).shape[-1]
     for y in (split.y for split in splits):
         if y.ndim != splits[0].y.ndim or (y.ndim == 2 and y.shape[1] != classes):
@@ -143,6 +151,7 @@ def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> N
     high = max(float(split.y.max()) for split in splits)
     if low < 0 or high >= classes:
         raise DataError(f"labels from {low:g} to {high:g} in the splits for a net with {classes} classes, from 0 on.")
+    return classes
 
 
 def _orders(seed: SupportsIndex, generators: Sequence[torch.Generator] | None, copies: int) -> list[torch.Generator]:
@@ -154,14 +163,18 @@ def _orders(seed: SupportsIndex, generators: Sequence[torch.Generator] | None, c
 
 
 def _batches(
-    splits: list[Split], batch: int, orders: list[torch.Generator], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches x [K, batch, ...], y [K, batch]; x is overwritten by the next. A shared split is held once."""
+    splits: list[Split], classes: int, batch: int, orders: list[torch.Generator], device: torch.device
+) -> Iterator[tuple[Float[Tensor, "K batch ..."], Float[Tensor, "K batch classes"]]]:
+    """Endless batches: examples, and what to answer as probabilities; both are overwritten by the next.
+
+    A split that models share is held once.
+    """
     unique = list({id(split): split for split in splits}.values())
     starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
     x = torch.cat([split.x for split in unique]).to(device)
-    y = torch.cat([split.y for split in unique]).to(device)
-    buffer = x.new_empty(len(splits) * batch, *x.shape[1:])  # fresh memory at each step would cost more than the copy
+    y = probabilities(torch.cat([split.y for split in unique]).to(device), classes).to(x)
+    chosen_x = x.new_empty(len(splits) * batch, *x.shape[1:])  # fresh memory at each step would cost more than the copy
+    chosen_y = y.new_empty(len(splits) * batch, classes)
     queues = [torch.empty(0, dtype=torch.long)] * len(splits)
     while True:
         for k, (split, order) in enumerate(zip(splits, orders, strict=True)):
@@ -172,24 +185,14 @@ def _batches(
         index = torch.stack([queue[: rounds * batch] for queue in queues]).to(device)
         queues = [queue[rounds * batch :] for queue in queues]
         for chosen in index.split(batch, dim=1):
-            torch.index_select(x, 0, chosen.flatten(), out=buffer)
-            yield buffer.unflatten(0, chosen.shape), y[chosen]
+            torch.index_select(x, 0, chosen.flatten(), out=chosen_x)
+            torch.index_select(y, 0, chosen.flatten(), out=chosen_y)
+            yield chosen_x.unflatten(0, chosen.shape), chosen_y.unflatten(0, chosen.shape)
 
 
-def one_step(
-    net: nn.Module, models: Stack, x: Float[Tensor, "K n ..."], y: Tensor, opt: torch.optim.Optimizer
-) -> Float[Tensor, " K"]:
-    """One step on cross-entropy for every model, each on its own batch; their losses before it, nats.
-
-    y: labels [K, n], or probabilities [K, n, classes]. The sum over models keeps each model's gradient its own.
-    """
-    logits = apply(net, models, x, shared=False, training=True)
-    y = y.mT if y.is_floating_point() else y
-    losses = cross_entropy(logits.mT, y, reduction="none").mean(dim=1)  # classes not last: vectorised over examples
-    opt.zero_grad()
-    losses.sum().backward()  # not autograd.grad: the fused optimisers need gradients laid out as their parameters are
-    opt.step()
-    return losses.detach()
+def probabilities(y: Tensor, classes: int) -> Float[Tensor, "*n classes"]:
+    """y as probabilities: labels [n] become 1 for their class; probabilities [n, classes] stay as they are."""
+    return y if y.is_floating_point() else one_hot(y, classes).float()
 
 
 def check_finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None:

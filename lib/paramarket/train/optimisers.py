@@ -1,8 +1,10 @@
 """Optimisers on a stack, element by element: one on a stack is K independent ones. And what holds weights back.
 
-`train.fit` steers them.
+`train.fit` steers them. They call PyTorch's own fused kernels, one pass over memory, as `torch.optim.AdamW(fused=True)`
+does; `torch.optim` itself would import PyTorch's compiler at its first step, seconds in every process that trains.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -10,66 +12,153 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.errors import ParameterError, ShapeError, unknown
-from paramarket.stack import Stack, count
+from paramarket.stack import Params, Stack, copy, from_vectors, vectors
 
-_SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+class Optimizer:
+    """Moves tensors of weights, in place, against their gradients: see `AdamW` and `SGD`.
+
+    slots: what it remembers: {name: a tensor like each of the weights} · steps: how many each of them has taken
+    """
+
+    SLOTS: tuple[str, ...] = ()
+
+    def __init__(self, weights: Sequence[Tensor], *, weight_decay: float = 0.0) -> None:
+        self.weights = list(weights)
+        self.weight_decay = weight_decay
+        self.slots = {slot: [torch.zeros_like(tensor) for tensor in weights] for slot in self.SLOTS}
+        self.steps = torch.zeros(len(self.weights), device=self.weights[0].device)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """One step at this learning rate, with a gradient for each of the tensors."""
+        self.steps += 1
+        laid_out = [gradient.contiguous() for gradient in gradients]  # the kernels read memory, whatever its strides
+        self._move(laid_out, lr)
+
+    def _move(self, gradients: list[Tensor], lr: float) -> None:
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2); without decay it is plain Adam."""
+
+    SLOTS = ("exp_avg", "exp_avg_sq")
+
+    def _move(self, gradients: list[Tensor], lr: float) -> None:
+        torch._fused_adamw_(
+            self.weights,
+            gradients,
+            self.slots["exp_avg"],
+            self.slots["exp_avg_sq"],
+            [],
+            list(self.steps.unbind()),
+            lr=lr,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum .9; weight decay is an L2 penalty."""
+
+    SLOTS = ("momentum_buffer",)
+
+    def _move(self, gradients: list[Tensor], lr: float) -> None:
+        torch._fused_sgd_(
+            self.weights,
+            gradients,
+            self.slots["momentum_buffer"],
+            weight_decay=self.weight_decay,
+            momentum=0.9,
+            lr=lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,  # a buffer of zeros says the same
+        )
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 
 
 def make_optimizer(
-    learnt: Stack, name: str, lr: float, weight_decay: float, state: Mapping[str, Tensor] | None
-) -> torch.optim.Optimizer:
-    """ "adamw", or "sgd" with momentum .9, going on from another's `state` if there is one (see `optimizer_state`)."""
-    kinds = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
-    if name not in kinds:
-        raise ParameterError(unknown("optimizer", name, kinds))
-    kind, extra = kinds[name]
-    opt = kind(learnt.values(), lr=lr, weight_decay=weight_decay, fused=True, **extra)
-    if state is not None:
-        _resume(opt, learnt, state, _SLOTS[name])
-    return opt
+    name: str, rows: Float[Tensor, "K weights"], like: Params, weight_decay: float, state: Mapping[str, Tensor] | None
+) -> Optimizer:
+    """ "adamw", or "sgd" with momentum .9, for K rows of weights; it goes on from another's `state` if there is one.
 
-
-def _resume(opt: torch.optim.Optimizer, learnt: Stack, state: Mapping[str, Tensor], slots: Sequence[str]) -> None:
-    """Put another fit's state into a fresh optimiser; the fused kernels would take any shape, so look first.
-
-    Adam corrects for the steps taken so far, and PyTorch's counts them once for all models: states of models that took
-    different numbers of steps are refused, since with one count for all of them every later step would be wrong.
+    like: one model, the names and shapes of what stands in a row · state: see `optimizer_state`
+    Adam corrects for the steps taken so far. Models of one age move in one pass; where ages differ, each has its own
+    count. Its tensors are `rows.chunk(1)`, or `rows.chunk(K)`.
     """
-    copies = count(learnt)
-    for parameter, tensor in learnt.items():
-        for slot in slots:
-            key = f"{slot}/{parameter}"
-            expected = (copies,) if slot == "step" else tuple(tensor.shape)
-            found = tuple(state[key].shape) if key in state else "nothing"
-            if found != expected:
-                raise ShapeError(
-                    f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {expected}."
-                )
-            resumed = _one_count(state[key]) if slot == "step" else state[key].clone()
-            opt.state[tensor][slot] = resumed.to(tensor.device)
+    if name not in OPTIMIZERS:
+        raise ParameterError(unknown("optimizer", name, OPTIMIZERS))
+    if state is None:
+        return OPTIMIZERS[name](rows.chunk(1), weight_decay=weight_decay)
+    copies = len(rows)
+    _check_state(state, like, copies, OPTIMIZERS[name].SLOTS)
+    ages = state["step"].to(rows.device)
+    parts = 1 if (ages == ages[0]).all() else copies
+    optimizer = OPTIMIZERS[name](rows.chunk(parts), weight_decay=weight_decay)
+    optimizer.steps = ages[:parts].clone()
+    for slot in optimizer.slots:
+        before = vectors({parameter: state[f"{slot}/{parameter}"] for parameter in like})
+        optimizer.slots[slot] = list(before.to(rows).chunk(parts))
+    return optimizer
 
 
-def _one_count(steps: Float[Tensor, " models"]) -> Float[Tensor, ""]:
-    """The number of steps that all models have taken; ParameterError if they differ."""
-    if (steps != steps[0]).any():
-        taken = ", ".join(f"{step:g}" for step in steps.unique().tolist())
-        raise ParameterError(f"the state's models have taken {taken} steps: go on with those of one number at a time.")
-    return steps[0].clone()
+def _check_state(state: Mapping[str, Tensor], like: Params, copies: int, slots: Sequence[str]) -> None:
+    """ShapeError unless the state is one of K such models; the fused kernels would take any shape."""
+    wanted = {"step": (copies,)}
+    for slot in slots:
+        for parameter, tensor in like.items():
+            wanted[f"{slot}/{parameter}"] = (copies, *tensor.shape)
+    for key, expected in wanted.items():
+        found = tuple(state[key].shape) if key in state else "nothing"
+        if found != expected:
+            raise ShapeError(
+                f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {expected}."
+            )
 
 
-def optimizer_state(opt: torch.optim.Optimizer, learnt: Stack, copies: int) -> dict[str, Tensor]:
-    """All that the optimiser remembers, as {slot/parameter: tensor [copies, ...]}: to be taken apart like a stack."""
-    slots = {f"{slot}/{name}": tensor for name, p in learnt.items() for slot, tensor in opt.state[p].items()}
-    return {key: tensor.expand(copies) if tensor.ndim == 0 else tensor for key, tensor in slots.items()}
+def optimizer_state(optimizer: Optimizer, like: Params, copies: int) -> dict[str, Tensor]:
+    """All that the optimiser remembers, to be taken apart like a stack: {"step": [K], slot/parameter: [K, ...]}."""
+    state = {"step": optimizer.steps.expand(copies).clone()}
+    for slot, parts in optimizer.slots.items():
+        named = copy(from_vectors(torch.cat(parts), like))
+        state |= {f"{slot}/{parameter}": tensor for parameter, tensor in named.items()}
+    return state
 
 
-def make_schedule(opt: torch.optim.Optimizer, name: str, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over `steps`: "one-cycle" with its peak at `lr`, or "constant"."""
-    if name == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
-    if name == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(opt, factor=1, total_iters=0)
-    raise ParameterError(unknown("schedule", name, ["one-cycle", "constant"]))
+def learning_rates(schedule: str, lr: float, steps: int) -> list[float]:
+    """The learning rate at every one of `steps` steps.
+
+    "constant": always `lr` · "linear": from `lr` down to 0 in a line
+    "one-cycle": from lr / 25 up to `lr` in the first 30 %, then down to lr / 250,000, along cosines (Smith and Topin
+    2018, as in torch.optim.lr_scheduler.OneCycleLR)
+    """
+    if schedule == "constant":
+        return [lr] * steps
+    if schedule == "linear":
+        return [lr * (1 - step / steps) for step in range(steps)]
+    if schedule == "one-cycle":
+        return [_one_cycle(lr, step, steps) for step in range(steps)]
+    raise ParameterError(unknown("schedule", schedule, ["one-cycle", "linear", "constant"]))
+
+
+def _one_cycle(lr: float, step: int, steps: int) -> float:
+    top = 0.3 * (steps + 1) - 1  # the step at which the rate is highest
+    if step <= top:
+        return _along_cosine(lr / 25, lr, step / top)
+    return _along_cosine(lr, lr / 25 / 1e4, (step - top) / (steps - top))
+
+
+def _along_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
 def prepare_pull(start: Stack, pull: Mapping[str, Tensor], learnt: Collection[str]) -> dict[str, Tensor]:
