@@ -13,9 +13,7 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
-from IPython import get_ipython
 from jaxtyping import Float
-from scipy.special import stdtrit
 
 from paramarket.errors import ParameterError, unknown
 
@@ -94,6 +92,8 @@ def is_watched() -> bool:
 
     papermill and nbconvert offer no keyboard (allow_stdin is off); what they store of a moving picture is its middle.
     """
+    from IPython import get_ipython  # not above: a notebook has it, everybody else would wait for it
+
     kernel = getattr(get_ipython(), "kernel", None)
     return sys.stderr.isatty() if kernel is None else getattr(kernel, "_allow_stdin", False)
 
@@ -140,8 +140,10 @@ def _plain(number: np.ndarray | np.generic) -> float | np.ndarray:
 
 
 def _student(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    from scipy.special import stdtrit  # the t distribution's quantile, without the weight of scipy.stats
+
     error = array.std(axis=0, ddof=1) / len(array) ** 0.5
-    half = stdtrit(len(array) - 1, 0.975) * error  # the t distribution's quantile, without the weight of scipy.stats
+    half = stdtrit(len(array) - 1, 0.975) * error
     return array.mean(axis=0) - half, array.mean(axis=0) + half
 
 

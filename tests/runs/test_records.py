@@ -20,7 +20,7 @@ def recorded(tmp_path, monkeypatch):
 
     def recorded(*args, **results):
         outputs = []
-        monkeypatch.setattr(runs.records, "display", lambda shown, raw: outputs.append(shown))
+        monkeypatch.setattr("IPython.display.display", lambda shown, raw: outputs.append(shown))
         record(*args, **results)
         cells = [nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=outputs[0])])]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")

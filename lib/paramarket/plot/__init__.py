@@ -1,12 +1,20 @@
-"""One style, and one function for every picture that the notebooks show; a file holds one kind of picture."""
+"""One style, and one function for every picture that the notebooks show; a file holds one kind of picture.
 
-from paramarket.plot.bars import layer_bars, money_bars, share_bars, surplus_bars
-from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
-from paramarket.plot.images import filters, image_row
-from paramarket.plot.lines import curves, labels_curve, learning_curves, loss_path, panels, sweeps, turning
-from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
-from paramarket.plot.scatter import Spots, frontier, method_plane, trails
-from paramarket.plot.style import COLOURS, controls, percent, style
+matplotlib and seaborn take seconds to import: the files open when one of their names is first asked for (PEP 562), so
+that whoever draws nothing does not wait.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paramarket.plot.bars import layer_bars, money_bars, share_bars, surplus_bars
+    from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
+    from paramarket.plot.images import filters, image_row
+    from paramarket.plot.lines import curves, labels_curve, learning_curves, loss_path, panels, sweeps, turning
+    from paramarket.plot.look import COLOURS, controls, percent, style
+    from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
+    from paramarket.plot.scatter import Spots, frontier, method_plane, trails
 
 __all__ = [
     "COLOURS",
@@ -42,3 +50,16 @@ __all__ = [
     "turning",
     "ways",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for file in ("bars", "dots", "images", "lines", "look", "maps", "scatter"):
+        opened = vars(import_module(f"{__name__}.{file}"))
+        globals().update({public: opened[public] for public in __all__ if public in opened})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from paramarket.base import interval
-from paramarket.plot.style import COLOURS, percent, whiskers
+from paramarket.plot.look import COLOURS, percent, whiskers
 
 PARTIES = {"buyer": COLOURS[0], "seller": COLOURS[1], "broker": COLOURS[2], "lost": "lightgrey"}
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from paramarket.base import Interval, interval
-from paramarket.plot.style import COLOURS, headline, percent, whiskers
+from paramarket.plot.look import COLOURS, headline, percent, whiskers
 
 IN_ROW = ("axes fraction", "data")  # across: a share of the picture's width; down: a row
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from jaxtyping import Float
 from torch import Tensor
 
-from paramarket.plot.style import headline
+from paramarket.plot.look import headline
 
 
 def image_row(images: Float[Tensor, "n channels height width"], captions: Sequence[str], title: str) -> None:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from paramarket.base import interval
-from paramarket.plot.style import COLOURS, headline, percent
+from paramarket.plot.look import COLOURS, headline, percent
 from paramarket.train import Score
 
 Numbers = Float[Tensor, "seeds settings"]

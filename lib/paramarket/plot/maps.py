@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paramarket.base import interval
 from paramarket.merge import Plane
-from paramarket.plot.style import headline
+from paramarket.plot.look import headline
 
 
 def cka_heatmap(

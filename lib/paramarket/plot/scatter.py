@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.base import interval
-from paramarket.plot.style import COLOURS, percent, whiskers
+from paramarket.plot.look import COLOURS, percent, whiskers
 
 MARKERS = "oDs^vPX*"
 

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from scipy.integrate import quad
-from scipy.optimize import brentq
-from scipy.special import expit
 
 from paramarket.errors import ParameterError
 from paramarket.price.money import whole_units
@@ -129,6 +126,8 @@ def _empirical(sample: np.ndarray, cost: float) -> tuple[float, float, float]:
 
 def _monopoly(values: Any, cost: float) -> tuple[float, float, float]:
     """Price, profit and chance of a sale, from a distribution of values."""
+    from scipy.special import expit
+
     above = values.sf(cost)
     if above == 0:
         return cost, 0.0, 0.0
@@ -159,6 +158,8 @@ def fixed_price(buyers: Any, sellers: Any) -> Fixed:
     is the mean and reaches half of the first best (Kang and Vondrák 2019). Of equally good prices it is the lowest; if
     nobody can trade, the lowest cost.
     """
+    from scipy.special import expit
+
     known = _is_distribution(buyers) and _is_distribution(sellers)
     if not known or not np.isfinite([buyers.mean(), sellers.mean()]).all():
         raise ParameterError(f"{buyers!r}, {sellers!r}: expected continuous distributions with finite means.")
@@ -183,6 +184,8 @@ def fixed_price(buyers: Any, sellers: Any) -> Fixed:
 
 def _shortfall(side: Any, p: float) -> float:
     """E[(p - x)+]: the integral of the distribution function up to p."""
+    from scipy.integrate import quad
+
     low, high = side.support()
     return quad(side.cdf, low, p, epsabs=1e-11)[0] if low < p < high else max(p - side.mean(), 0.0)
 
@@ -268,6 +271,8 @@ def linear_equilibrium(k: float = 0.5) -> Strategies:
 
 def _peak(curve: Callable, slope: Callable, grid: np.ndarray) -> float:
     """Where a curve is highest: at the best of a grid, or near it where the slope turns. Of a flat top the lowest."""
+    from scipy.optimize import brentq
+
     grid = np.unique(grid[np.isfinite(grid)])
     heights = curve(grid)
     tops = heights >= heights.max() * (1 - 1e-12)  # a smaller difference is rounding

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lap
 import numpy as np
 import torch
-from IPython.display import display
 from torch import Tensor
 
 from paramarket.base import Interval
@@ -82,6 +82,8 @@ def record(
     shown = {name: format_number(value) for name, value in flat.items()}
     rows = [*shown.items(), *((each["claim"], each["verdict"]) for each in claims)]
     cells = [f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in rows]
+    from IPython.display import display  # not above: only a notebook records, and it has IPython
+
     display(
         {
             MIME: content | {"environment": environment()},
@@ -138,6 +140,7 @@ def environment() -> dict[str, str | int]:
     """What may change the last bit of a number: it stands beside every record and in every cache key."""
     return {
         "torch": torch.__version__,
+        "lapx": lap.__version__,
         "threads": torch.get_num_threads(),
         "cpu": _cpu_name(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

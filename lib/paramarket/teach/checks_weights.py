@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from paramarket import align, merge, stack, train
@@ -86,6 +85,8 @@ def check_match_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         places = torch.arange(12)
         if sorted(found.tolist()) != places.tolist():
             return f"{found.tolist()} is no order of 12 units: every number from 0 to 11 must stand in it once."
+        from scipy.optimize import linear_sum_assignment
+
         products = a @ b.T
         best = products[linear_sum_assignment(products, maximize=True)].sum().item()
         reached = products[places, found].sum().item()
