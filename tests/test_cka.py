@@ -110,12 +110,52 @@ def test_a_matrix_holds_every_pair_and_a_batch_every_member(seed, debiased):
         assert table[k, i, j].item() == pytest.approx(cka.linear_cka(x[k], y[k], debiased, EXACT), abs=1e-10)
 
 
-@given(seeds)
-def test_large_means_do_not_drown_small_differences(seed):
-    x, y = related(seed)
-    for debiased in (False, True):
-        expected = cka.linear_cka(x, y, debiased, EXACT)
-        assert cka.linear_cka(x + 1000, y - 1000, debiased) == pytest.approx(expected, abs=1e-5)
+def every_way(x, y, debiased):
+    """CKA of one pair by all that gives it, in float32 where there is a choice; a stream of a single batch is one."""
+    values = [cka.linear_cka(x, y, debiased), cka.cka_matrix({"x": x, "y": y}, {"y": y}, debiased)[0, 0].item()]
+    if debiased:
+        stream = cka.StreamingCKA()
+        stream.update({"x": x}, {"y": y})
+        values.append(stream.compute().item())
+    return values
+
+
+MEANS = [0, 10, 100, 1e4]
+by_features_and_by_grams = pytest.mark.parametrize("sizes", [(40, 6, 9), (8, 12, 20)])
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@by_features_and_by_grams
+@given(seeds, either)
+def test_a_constant_added_to_every_feature_changes_nothing(sizes, mean, seed, debiased):
+    x, y = related(seed, *sizes)
+    expected = slow(x, y, debiased)
+    assert every_way(x + mean, y - mean, debiased) == pytest.approx([expected] * (3 if debiased else 2), abs=1e-5)
+    assert cka.rbf_cka(x + mean, y - mean, 1.0, debiased) == pytest.approx(cka.rbf_cka(x, y, 1.0, debiased), abs=1e-7)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@by_features_and_by_grams
+@given(seeds, either)
+def test_of_float32_with_a_large_mean_it_is_what_these_numbers_say_centred_in_float64(sizes, mean, seed, debiased):
+    x, y = related(seed, *sizes)
+    x, y = (x + mean).float(), (y - mean).float()
+    exact = [each.double() - each.double().mean(dim=0) for each in (x, y)]
+    found = every_way(x, y, debiased)
+    assert found == pytest.approx([slow(*exact, debiased)] * len(found), abs=1e-5)
+    assert cka.rbf_cka(x, y, 1.0, debiased) == pytest.approx(cka.rbf_cka(*exact, 1.0, debiased), abs=1e-7)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_stream_of_batches_with_a_large_mean_is_that_of_centred_ones(mean):
+    x, y = related(0, n=400)
+    x, y = (x + mean).float(), (y - mean).float()
+    stream, exact = cka.StreamingCKA(), cka.StreamingCKA(EXACT)
+    for a, b in zip(x.split(20), y.split(20), strict=True):
+        stream.update({"x": a}, {"y": b})
+        a, b = a.double(), b.double()
+        exact.update({"x": a - a.mean(dim=0)}, {"y": b - b.mean(dim=0)})
+    assert stream.compute().item() == pytest.approx(exact.compute().item(), abs=1e-5)
 
 
 def test_the_mean_over_all_minibatches_is_the_estimate_itself():

@@ -1,4 +1,5 @@
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, permutations, product
 
 import pytest
@@ -179,12 +180,59 @@ def test_running_statistics_do_not_count():
     assert equal(weight_matching(spec, target, other), weight_matching(spec, target, source))
 
 
-@given(st.integers(0, 2**31))
-def test_a_grouped_assignment_is_the_best_of_all_that_keep_groups(seed):
-    gain = torch.randn(4, 4, generator=stream(seed, "gain"))
-    allowed = [order for order in permutations(range(4)) if {*order[:2]} in ({0, 1}, {2, 3})]
-    value = {order: gain[torch.arange(4), list(order)].sum().item() for order in allowed}
-    assert tuple(align.matching._best_order(gain, 2).tolist()) == max(value, key=value.get)
+TABLES = {
+    "normal": lambda n, generator: torch.randn(n, n, generator=generator),
+    "float64": lambda n, generator: torch.randn(n, n, generator=generator, dtype=torch.float64),
+    "many ties": lambda n, generator: torch.randint(-1, 2, (n, n), generator=generator).float(),
+    "all equal": lambda n, generator: torch.randn(1, 1, generator=generator).expand(n, n),
+    "equal rows": lambda n, generator: torch.randn(1, n, generator=generator).expand(n, n),
+    "silent units": lambda n, generator: torch.randn(n, n, generator=generator) * (torch.arange(n) % 3 > 0),
+    "of rank 1": lambda n, generator: torch.randn(n, 1, generator=generator) @ torch.randn(1, n, generator=generator),
+    "of all sizes": lambda n, generator: 10 ** (12 * torch.randn(n, n, generator=generator)).clamp(-38, 38),
+    "tiny": lambda n, generator: 1e-42 * torch.rand(n, n, generator=generator),
+    "transposed": lambda n, generator: torch.randn(n, n, generator=generator).mT,
+}
+every_table = pytest.mark.parametrize("table", TABLES)
+
+
+@every_table
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**31))
+def test_no_order_is_better_than_the_one_chosen_even_where_many_are_as_good(table, n, seed):
+    gain = TABLES[table](n, stream(seed, "gain"))
+    order = align.matching._best_order(gain, 1)
+    assert order.sort().values.tolist() == list(range(n))
+    exact = gain.double().numpy()
+    best = exact[linear_sum_assignment(exact, maximize=True)].sum()
+    rounding = n * torch.finfo(gain.dtype).eps * abs(exact).max()  # of gains as they are turned into costs
+    assert exact[range(n), order].sum() >= best - rounding
+
+
+@every_table
+def test_one_table_gives_one_order_bit_for_bit_also_to_many_at_once(table):
+    tables = [TABLES[table](60, stream(seed, "gain")) for seed in range(8)]
+    orders = [align.matching._best_order(gain, 1) for gain in tables]
+    with ThreadPoolExecutor(4) as executor:
+        again = list(executor.map(lambda gain: align.matching._best_order(gain.clone(), 1), tables))
+    assert all(torch.equal(one, other) for one, other in zip(orders, again, strict=True))
+
+
+@given(seed=st.integers(0, 2**31), ties=st.booleans())
+def test_a_grouped_assignment_is_the_best_of_all_that_keep_groups(seed, ties):
+    gain = TABLES["many ties" if ties else "normal"](4, stream(seed, "gain"))
+    value = {order: gain[torch.arange(4), list(order)].sum().item() for order in permutations(range(4))}
+    allowed = [order for order in value if {*order[:2]} in ({0, 1}, {2, 3})]
+    found = tuple(align.matching._best_order(gain, 2).tolist())
+    assert found in allowed
+    assert value[found] == pytest.approx(max(value[order] for order in allowed))
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("name", ["mlp", "GroupNorm"])
+def test_weights_too_large_to_be_multiplied_are_refused(name, matcher):
+    net, spec, models = setting(name)
+    target, source = ({key: 1e30 * tensor for key, tensor in model.items()} for model in models)
+    with pytest.raises(WeightsError, match="the products that matching rests on are not finite"):
+        getattr(align, matcher)(spec, target, source, **how(matcher, net))
 
 
 @every_net

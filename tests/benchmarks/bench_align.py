@@ -1,4 +1,4 @@
-"""Matching two trained MLPs against rebasin (PyPI, extra `peers`) and against the least it can cost; walking a path."""
+"""Matching two trained MLPs against rebasin (PyPI, extra `peers`), scipy's solver and the least it can cost; a path."""
 
 import copy
 import statistics
@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from conftest import peak
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from paramarket import align, data, merge, stack, train
@@ -66,10 +67,52 @@ def bench_against_rebasin(row, trained, images, width, bar):
     row(f"midpoint test loss over rebasin's, mean of five pairs, width {width}", "≤ 1.00", better)
 
 
+WEIGHTS, ACTIVATIONS = "weight_matching", "activation_matching"
+
+
+@pytest.mark.parametrize("width", [512, 1024])
+@pytest.mark.parametrize(("matcher", "bar"), [(WEIGHTS, 2.5), (ACTIVATIONS, 1.5)])
+def bench_assignments_against_scipy(row, trained, images, monkeypatch, matcher, bar, width):
+    """The costs that matching asks about, solved by lapx and by scipy in turn; then the whole matching with each."""
+    net, spec, pairs = trained[width]
+    solve, costs = align.matching.lapjvr, []
+    how = {} if matcher == WEIGHTS else {"net": net, "x": images.train.x[:2000]}
+
+    def noted(cost, **settings):
+        costs.append(cost.copy())
+        return solve(cost, **settings)
+
+    def seconds_of(call, *args, **settings):
+        start = time.perf_counter()
+        call(*args, **settings)
+        return time.perf_counter() - start
+
+    def match():
+        for a, b in pairs:
+            getattr(align, matcher)(spec, a, b, **how)
+
+    monkeypatch.setattr(align.matching, "lapjvr", noted)
+    match()
+    ours = theirs = excess = 0.0
+    for cost in costs:
+        theirs += seconds_of(linear_sum_assignment, cost)
+        ours += seconds_of(solve, cost, return_cost=False)
+        best, found = (cost[order].astype("float64").sum() for order in (linear_sum_assignment(cost), solve(cost)[1:]))
+        excess = max(excess, found / best - 1)
+    name = f"{matcher}, width {width}"
+    row(f"{name}: assignments by lapx, times faster than scipy", f"≥ {bar:.2f}", theirs / ours)
+    row(f"{name}: cost above scipy's, in 1e-12", "≤ 1.00", 1e12 * excess)
+    whole = {}
+    for who, solver in {"lapx": solve, "scipy": lambda cost, return_cost: linear_sum_assignment(cost)}.items():
+        monkeypatch.setattr(align.matching, "lapjvr", solver)
+        whole[who] = seconds_of(match)
+    row(f"{name}: the whole, times faster than with scipy", "≥ 1.00", whole["scipy"] / whole["lapx"])
+
+
 def bench_against_the_limit(row, trained, monkeypatch):
-    """The same run, with the time inside scipy's assignment and inside the matrix products taken apart."""
+    """The same run, with the time inside the assignments and inside the matrix products taken apart."""
     _, spec, pairs = trained[512]
-    assign, rows = align.matching.linear_sum_assignment, align.matching._rows
+    assign, rows = align.matching.lapjvr, align.matching._rows
     assigning, factors, shares = [], [], []
 
     def timed_assign(*args, **kwargs):
@@ -82,7 +125,7 @@ def bench_against_the_limit(row, trained, monkeypatch):
         factors.append(rows(*args))
         return factors[-1]
 
-    monkeypatch.setattr(align.matching, "linear_sum_assignment", timed_assign)
+    monkeypatch.setattr(align.matching, "lapjvr", timed_assign)
     monkeypatch.setattr(align.matching, "_rows", noted_rows)
     for a, b in pairs:
         assigning.clear()

@@ -1,4 +1,4 @@
-"""CKA against ckatorch (PyPI, extra `peers`), against a float64 reference and against the machine's own limit."""
+"""CKA against ckatorch and pytorch-cka (PyPI, extra `peers`), a float64 reference and the machine's own limit."""
 
 import time
 
@@ -47,3 +47,41 @@ def bench_all_pairs(row):
     row("8 × 8 layers: distance of ckatorch from float64, in 1e-6", "", 1e6 * (table - exact).abs().max().item())
     flops = 16 * HALF[2000] * 2 * 2000**2 * 512  # half of 16 Gram matrices
     row("8 × 8 layers: share of matmul peak", "≥ 0.50", flops / ours / 1e9 / limit)
+
+
+def layers(n, count, seed):
+    """{layer: representation} twice, half of `count` each."""
+    parts = clouds(n, 512, count, seed)
+    return tuple({str(k): part for k, part in enumerate(side)} for side in (parts[::2], parts[1::2]))
+
+
+PAIR, TABLE, SMALL = "one pair, n=8,000", "8 × 8 layers, n=2,000", "8 × 8 layers, n=500"
+
+
+@pytest.mark.parametrize(
+    ("what", "n", "count", "bar"), [(PAIR, 8000, 2, 15), (TABLE, 2000, 16, 1.8), (SMALL, 500, 16, 1)]
+)
+def bench_against_pytorch_cka(row, what, n, count, bar):
+    """It knows the debiased estimate alone."""
+    peer = pytest.importorskip("cka", reason="pip install -e '.[peers]'")
+    xs, ys = layers(n, count, seed=2)
+    lists = [list(side.values()) for side in (xs, ys)]
+    theirs = seconds(lambda: peer.cka_from_features(*lists), rounds=3)
+    ours = seconds(lambda: cka.cka_matrix(xs, ys, debiased=True))
+    row(f"{what}, p=512, debiased: times faster than pytorch-cka 1.1.3", f"≥ {bar:.2f}", theirs / ours)
+    exact = cka.cka_matrix(xs, ys, debiased=True, dtype=torch.float64)
+    row(f"{what}: distance of pytorch-cka from float64, in 1e-6", "", 1e6 * far(peer.cka_from_features(*lists), exact))
+
+
+def far(found, exact):
+    return (found - exact).abs().max().item()
+
+
+@pytest.mark.parametrize("mean", [10, 100])
+def bench_large_means(row, mean):
+    peer = pytest.importorskip("cka", reason="pip install -e '.[peers]'")
+    x, y = (part + mean for part in clouds(2000, 512, 2, seed=3))
+    exact = cka.cka_matrix({"x": x}, {"y": y}, debiased=True, dtype=torch.float64)
+    ours = cka.cka_matrix({"x": x}, {"y": y}, debiased=True)
+    row(f"features of mean {mean}: distance from float64, in 1e-6", "≤ 1.00", 1e6 * far(ours, exact))
+    row(f"features of mean {mean}: distance of pytorch-cka from float64", "", far(peer.cka_from_features(x, y), exact))

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
+from lap import lapjvr
 from torch import Tensor, nn
 
 from paramarket import stack
@@ -32,8 +32,9 @@ class Matcher(Protocol):
 
     It gives one order for every permutation of the spec, an integer tensor on the CPU that keeps the spec's groups
     together: `permute(spec, found, source)` computes what the source does, and can be mixed with the target. Both
-    models stay as they are. Raises ShapeError for two models of different nets, WeightsError for weights that are not
-    finite. settings: the matcher's own, by keyword.
+    models stay as they are. Of orders that are equally good it is any one, always the same on one machine. Raises
+    ShapeError for two models of different nets, WeightsError for weights that are not finite, or too large to be
+    multiplied. settings: the matcher's own, by keyword.
     """
 
     def __call__(self, spec: PermutationSpec, target: Params, source: Params, **settings: Any) -> Permutations: ...
@@ -125,14 +126,24 @@ def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
     products = products.detach().cpu()
     if groups == 1:
         cost = products.amax(dim=1, keepdim=True) - products  # the same problem, as a smallest sum with zeros in it:
-        cost = cost - cost.amin(dim=0, keepdim=True)  # scipy then has a third less to do
-        return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+        return _cheapest_order(cost - cost.amin(dim=0, keepdim=True))  # half of the work is done, then
     blocks = products.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).transpose(1, 2)  # [g, h, units, units]
     size = blocks.shape[-1]
     inner = torch.stack([_best_order(block, 1) for block in blocks.flatten(0, 1)]).view(groups, groups, size)
     value = blocks.gather(3, inner.unsqueeze(-1)).sum(dim=(2, 3))
     outer = _best_order(value, 1)
     return (outer.unsqueeze(1) * size + inner[torch.arange(groups), outer]).flatten()
+
+
+def _cheapest_order(cost: Float[Tensor, "units units"]) -> Tensor:
+    """The order with the smallest sum of cost[i, order[i]], costs of 0 or more: exact (Jonker and Volgenant 1987).
+
+    Raises WeightsError for costs that are not finite: the solver does not look for them.
+    """
+    if not cost.amax().isfinite():
+        raise WeightsError("the products that matching rests on are not finite: weights or activations are too large.")
+    _, order = lapjvr(cost.numpy(), return_cost=False)
+    return torch.from_numpy(order)
 
 
 def _neighbours(spec: PermutationSpec) -> dict[str, set[str]]:
