@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test bench lab results student lock data clean
+.PHONY: help setup notebooks test bench gpu lab results student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -13,7 +13,7 @@ help:  ## show this list
 
 setup: .venv/ready  ## create .venv from requirements.txt, when needed
 
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt pyproject.toml setup.py lib/paramarket_threads.pth
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramarket needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -r requirements.txt
@@ -23,12 +23,15 @@ setup: .venv/ready  ## create .venv from requirements.txt, when needed
 notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/index.html
 	$(BIN)/python -m paramarket notebooks
 
-test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters
-	$(BIN)/python -m paramarket test
+test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters (FULL=1: as CI, with coverage)
+	$(BIN)/python -m paramarket test $(if $(FULL),--full)
 
 bench: .venv/ready  ## measure speed against peers and the machine's own limit; refuses on a busy machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	$(BIN)/python -m paramarket bench
+
+gpu: .venv/ready  ## check a CUDA GPU's numbers against the CPU's, and print how fast both are; fails where there is none
+	$(BIN)/python -m paramarket gpu
 
 lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
 	$(BIN)/python -m paramarket lab

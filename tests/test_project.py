@@ -1,11 +1,16 @@
 """What holds of the project's files: one list of pins on every road, a README that lists what exists."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 
+import notebooks
 import yaml
 
+from paramarket import runs
 from paramarket.__main__ import HOME
 
 PINS = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (HOME / "requirements.txt").read_text(), re.M))
@@ -40,7 +45,8 @@ def test_the_conda_road_installs_the_same_list():
 
 def test_ci_runs_what_a_person_runs():
     script = (HOME / ".ci/run").read_text()
-    assert script.index("make test") < script.index("make notebooks")
+    assert script.index("make test FULL=1") < script.index("make notebooks")
+    assert "-m paramarket test $(if $(FULL),--full)" in (HOME / "Makefile").read_text()
     workflow = yaml.safe_load((HOME / ".github/workflows/ci.yml").read_text())
     steps = workflow["jobs"]["all"]["steps"]
     assert any(step.get("run") == ".ci/run" for step in steps)
@@ -53,3 +59,33 @@ def test_the_readme_lists_the_notebooks_that_exist():
     assert sorted(set(listed)) == sorted(path.name for path in (HOME / "notebooks").glob("[0-9]*.ipynb"))
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert (HOME / target).exists(), target
+
+
+def run_python(*words, **variables):
+    """A fresh Python of this environment, told nothing of how threads wait but by `variables`: what it wrote."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | variables
+    call = [sys.executable, *map(str, words)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_threads_wait_without_spinning_wherever_torch_is_loaded_first():
+    shown = run_python("-c", "import torch", OMP_DISPLAY_ENV="TRUE")  # OpenMP says at its start what it has read
+    assert re.search(r"OMP_WAIT_POLICY *= *'PASSIVE'", shown)
+
+
+def test_a_users_own_way_to_wait_stands():
+    show = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run_python("-c", show, OMP_WAIT_POLICY="active") == "active\n"
+    assert run_python("-c", show) == "passive\n"
+
+
+def test_every_kernel_waits_without_spinning(tmp_path, monkeypatch):
+    """However it was started: here by plain papermill, and as a point of a sweep."""
+    code = ["import os", "value: int = 1", "print(os.environ['OMP_WAIT_POLICY'])"]
+    notebook = notebooks.write(tmp_path / "policy.ipynb", code)
+    run_python("-m", "papermill", notebook, tmp_path / "papermill.ipynb")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert not runs.run_point(runs.Point(notebook, tmp_path / "sweep.ipynb")).error
+    for output in ("papermill.ipynb", "sweep.ipynb"):
+        assert notebooks.printed(tmp_path / output) == "passive\n"

@@ -72,12 +72,12 @@ def cli() -> None:
 )
 def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: int, timeout: float) -> None:
     """Execute notebooks (default: all) and write them, their pages, index.html and results.md into a folder."""
-    from paramarket import runs
-
     chosen, out = _chosen_or_all(chosen), out.resolve()
     values = _read_parameters(parameters, [path.stem for path in chosen]) if parameters else {}
     if out.exists() and not {path.name for path in out.iterdir()} <= {*_written_before(out), MARK}:
         raise ParameterError(f"--out {out} holds something else than results; it would be replaced. Name a new folder.")
+    from paramarket import runs  # not above: what is refused is refused at once, without torch
+
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     points = [
         runs.Point(path, fresh / path.name, values.get(path.stem, {}), timeout, row=number % jobs)
@@ -133,11 +133,12 @@ def _report(outcomes: Sequence, out: Path) -> None:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--full", is_flag=True, help="As CI does: student copies run, too, and coverage is told.")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
-def test(extra: Sequence[str]) -> None:
+def test(full: bool, extra: Sequence[str]) -> None:
     """Lint, then all tests in parallel; what follows goes to pytest (say: -k stack)."""
-    cover = [] if extra else ["--cov=paramarket", "--cov-report=term"]
-    for call in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *cover, *extra]):
+    more = ["-m", "", "--cov=paramarket", "--cov-report=term"] if full else []
+    for call in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *more, *extra]):
         code = subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode
         if code:
             sys.exit(code)
@@ -159,6 +160,16 @@ def bench() -> None:
         "tests/benchmarks",
     ]
     sys.exit(subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode)
+
+
+@cli.command()
+@click.option("--device", default="cuda", show_default=True, help="What is held against the CPU; cpu: a dry run.")
+def gpu(device: str) -> None:
+    """Check every path that takes a device against the CPU, and print how fast both are.
+
+    Ends with 0 if all numbers agree, 1 if some differ, 3 if there is no such device, so that nothing was checked.
+    """
+    sys.exit(subprocess.run([sys.executable, "tests/gpu.py", device], cwd=HOME, check=False).returncode)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

@@ -45,8 +45,9 @@ def execute(points: Sequence[Point], executor: Executor) -> Iterator[RunOutcome]
     another or a notebook, are refused before any starts. A finished notebook takes the name `output`; a failed one
     stays as `….failed.ipynb`.
     """
+    known = {notebook: _parameters_of(notebook) for notebook in dict.fromkeys(point.notebook for point in points)}
     for point in points:
-        _check_parameters_of(point.notebook, point.parameters)
+        _check_parameters(point.notebook, point.parameters, known[point.notebook])
     _check_outputs(points)
     futures = {executor.submit(run_point, point): point for point in points}
     for future in as_completed(futures):
@@ -57,15 +58,19 @@ def execute(points: Sequence[Point], executor: Executor) -> Iterator[RunOutcome]
             yield future.result()
 
 
-def _check_parameters_of(notebook: Path, parameters: Any) -> None:
-    """Whether the notebook is there, and knows these parameters."""
+def _parameters_of(notebook: Path) -> Mapping[str, Any]:
+    """The parameters that a notebook knows, by name. Reading them takes a while: once a notebook, not once a point."""
     import papermill
 
     if not Path(notebook).is_file():
         raise ParameterError(f"{notebook} is missing.")
+    return papermill.inspect_notebook(str(notebook))
+
+
+def _check_parameters(notebook: Path, parameters: Any, known: Mapping[str, Any]) -> None:
+    """Whether these are parameters, each one known to the notebook, of values that can be written into it."""
     if not isinstance(parameters, Mapping):
         raise ParameterError(f"{notebook}: parameters = {parameters!r}, expected a dict, name -> value.")
-    known = papermill.inspect_notebook(str(notebook))
     for name, value in parameters.items():
         if name not in known:
             raise ParameterError(f"{Path(notebook).name}: {unknown('parameter', name, known)}")

@@ -90,6 +90,7 @@ def fit(
     slopes = torch.zeros_like(rows)
     backward = make_backward(net, models, from_vectors(slopes, one), batch)
     opt = make_optimizer(optimizer, rows, one, weight_decay, state)
+    slope_parts = slopes.chunk(len(opt.weights))
     back = prepare_pull(stack, pull or {}, learnt)
 
     batches = _batches(splits, classes, batch, orders, device(models))
@@ -100,7 +101,7 @@ def fit(
                 kept[step] = copy(models)
             x, targets = next(batches)
             losses.append(backward(x, targets))
-            opt.step(slopes.chunk(len(opt.weights)), rates[step])
+            opt.step(slope_parts, rates[step])
             pull_back(learnt, stack, back)
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
                 check_finite(losses, models, steps)

@@ -1,0 +1,23 @@
+"""What pyproject.toml cannot say: lib/paramarket_threads.pth belongs into the environment's site-packages.
+
+OpenMP threads that wait for each other by spinning are slow beside other processes. How they wait is read when torch is
+loaded, often before paramarket is: so the policy is set at the start of every Python of the environment, which runs
+such a file. It comes with the package, on every road: make, conda, pip.
+"""
+
+import os
+import sys
+import sysconfig
+
+from setuptools import Distribution, setup
+
+SITE_PACKAGES = os.path.relpath(sysconfig.get_path("purelib"), sys.prefix)
+
+
+class WithDataFiles(Distribution):
+    """An editable install asks `has_data` before it installs data files; setuptools calls that `has_data_files`."""
+
+    has_data = Distribution.has_data_files
+
+
+setup(distclass=WithDataFiles, data_files=[(SITE_PACKAGES, ["lib/paramarket_threads.pth"])])
