@@ -1,8 +1,11 @@
 """What pyproject.toml cannot say: lib/paramarket_threads.pth belongs into the environment's site-packages.
 
-OpenMP threads that wait for each other by spinning are slow beside other processes. How they wait is read when torch is
-loaded, often before paramarket is: so the policy is set at the start of every Python of the environment, which runs
-such a file. It comes with the package, on every road: make, conda, pip.
+OpenMP threads wait for each other by spinning, in torch's own libgomp for milliseconds: beside other processes that
+makes everything many times slower. Never to spin (OMP_WAIT_POLICY=passive) makes small networks two or three times
+slower on a quiet machine, for a step holds dozens of waits of some microseconds each. So threads spin 3,000 times,
+about .1 ms, and then let others have the processor. libgomp reads the number when torch is loaded, often before
+paramarket is: so it is set at the start of every Python of the environment, which runs such a file. It comes with the
+package, on every road: make, conda, pip.
 """
 
 import os

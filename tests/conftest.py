@@ -13,6 +13,11 @@ hypothesis.settings.register_profile("house", deadline=None, max_examples=25, de
 hypothesis.settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items):
+    """Whole notebooks first: nobody ends alone with a long one."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def digits():
     from paramarket import data

@@ -1,8 +1,8 @@
 import re
-import shutil
 import subprocess
 import sys
 
+import notebooks
 import pytest
 from click.testing import CliRunner
 
@@ -32,6 +32,22 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert not imported & {"torch", "numpy", "pandas", "IPython", "papermill", "nbformat", "nbconvert"}
 
 
+# What takes long to import, and no room needs before one of its functions is called.
+HEAVY = {"matplotlib", "seaborn", "scipy", "IPython", "ipywidgets", "torchvision", "PIL", "papermill", "nbformat"}
+HEAVY |= {"nbconvert", "jinja2", "latex2mathml", "jsonschema"}
+
+
+def test_all_rooms_open_without_what_only_some_of_their_functions_need():
+    """They cost little more than torch: a notebook waits for what it uses."""
+    rooms = [path.stem for path in (HOME / "lib/paramarket").iterdir() if not path.stem.startswith("_")]
+    done = process("-c", f"from paramarket import {', '.join(rooms)}; import sys; print(*sys.modules)")
+    assert not done.stderr
+    loaded = set(done.stdout.split())
+    assert {f"paramarket.{room}" for room in rooms} | {"torch"} <= loaded
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+    assert "torch._dynamo" not in loaded
+
+
 def test_errors_are_one_line_and_an_exit_code(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     done = process("-m", "paramarket", "notebooks", "--out", tmp_path)
@@ -41,17 +57,15 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path):
 
 
 def test_a_failing_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path):
-    shutil.copy(NOTEBOOK, tmp_path / "01_good.ipynb")
-    shutil.copy(NOTEBOOK, tmp_path / "02_bad.ipynb")
-    (tmp_path / "p.yaml").write_text(
-        "01_good: {dataset: digits, width: 8, depth: 1, pairs: 2, epochs: 1}\n02_bad: {width: -1}\n"
-    )
+    notebooks.write(tmp_path / "01_good.ipynb")
+    notebooks.write(tmp_path / "02_bad.ipynb")
+    (tmp_path / "p.yaml").write_text("01_good: {value: 9}\n02_bad: {value: 10}\n")
     code, out, err = command(
         "notebooks", *tmp_path.glob("*.ipynb"), "--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out"
     )
     assert code == 1
     assert "1 of 2 notebooks ran" in out
-    assert "FAILED 02_bad.ipynb: cell [4] raised ParameterError: width = -1 is out of range, expected 2 … 4096." in err
+    assert "FAILED 02_bad.ipynb: cell [4] raised ValueError: 10 is too much\n" in err
     assert "Traceback" not in err.split("FAILED")[1]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [
@@ -110,6 +124,20 @@ def test_a_parameters_file_of_the_wrong_form_is_named(tmp_path, text, message):
     assert code == 1
     assert re.match(r"Error: .*" + message, err)
     assert err.count("\n") == 1
+
+
+def test_the_tests_follow_lint_and_in_full_none_is_left_out(monkeypatch):
+    calls, codes = [], iter([0, 0, 0, 0, 0, 0, 1])
+    monkeypatch.setattr(
+        "paramarket.__main__.subprocess.run",
+        lambda call, **_: calls.append(call[2:]) or subprocess.CompletedProcess(call, next(codes)),
+    )
+    assert command("test", "-k", "stack")[0] == 0
+    assert command("test", "--full")[0] == 0
+    assert command("test")[0] == 1  # lint found something: that is all
+    lint = [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
+    all_of_it = ["pytest", "-m", "", "--cov=paramarket", "--cov-report=term"]
+    assert calls == [*lint, ["pytest", "-k", "stack"], *lint, all_of_it, lint[0]]
 
 
 @pytest.mark.parametrize("missing", ["notebooks", "student"])

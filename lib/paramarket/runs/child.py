@@ -1,6 +1,9 @@
 """One run of a notebook in a process of its own: `sweep` runs this file by its path.
 
 It imports papermill and nothing of paramarket, so no torch: only the notebook's kernel has to wait for that.
+
+On its way papermill imports jsonschema, which builds the grammar of international addresses (RFC 3987) if it finds the
+package for it: more than a second, four times the rest, in every run of a sweep. No notebook holds such an address.
 """
 
 import ctypes
@@ -11,8 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import papermill
-from traitlets.config import Config
+sys.modules["rfc3987_syntax"] = None  # as if it were not installed
+
+import papermill  # noqa: E402
+from traitlets.config import Config  # noqa: E402
 
 PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 

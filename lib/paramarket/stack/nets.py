@@ -32,8 +32,16 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise([inputs, *hidden, classes]):
-        layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), nn.ReLU()]
+        layers += [_blank_linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def _blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A linear layer whose weights are not drawn. `nn.utils.skip_init` does so, too, but imports sympy: a second."""
+    layer = nn.Linear(fan_in, fan_out, device="meta")
+    layer.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+    layer.bias = nn.Parameter(torch.empty(fan_out))
+    return layer
 
 
 class Residual(nn.Module):
@@ -41,7 +49,7 @@ class Residual(nn.Module):
 
     def __init__(self, units: int) -> None:
         super().__init__()
-        self.linear = nn.utils.skip_init(nn.Linear, units, units)
+        self.linear = _blank_linear(units, units)
 
     def forward(self, h: Tensor | fx.Proxy) -> Tensor | fx.Proxy:  # a Proxy when its symmetries are traced
         return h + self.linear(h).relu()
@@ -49,7 +57,7 @@ class Residual(nn.Module):
 
 def residual_mlp(inputs: int, width: int, blocks: int, classes: int) -> nn.Sequential:
     """An MLP whose hidden layers, after the first, are residual blocks: what each says is added to one stream."""
-    first, last = nn.utils.skip_init(nn.Linear, inputs, width), nn.utils.skip_init(nn.Linear, width, classes)
+    first, last = _blank_linear(inputs, width), _blank_linear(width, classes)
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), *(Residual(width) for _ in range(blocks)), last)
 
 
