@@ -330,3 +330,13 @@ def test_models_started_for_other_purposes_draw_other_numbers():
     net = stack.mlp(3, [4], 2)
     one, other = stack.init(net, 2, seed=0), stack.init(net, 2, seed=0, purpose="router")
     assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_packed_stack_is_the_same_stack_in_one_piece_of_memory():
+    models = stack.init(stack.mlp(4, [3], 2), 3, seed=0)
+    packed = stack.pack(models)
+    assert equal(packed.models, models)
+    assert packed.numbers.numel() == sum(tensor.numel() for tensor in models.values())
+    packed.numbers.zero_()
+    assert all((tensor == 0).all() and tensor.is_contiguous() for tensor in packed.models.values())
+    assert not any((tensor == 0).all() for tensor in models.values())

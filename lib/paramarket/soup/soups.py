@@ -166,9 +166,9 @@ def train_soups(
     rates = learning_rates("linear", lr, steps)
 
     one = stack.take(start.base, 0)
-    mixed = torch.empty_like(bank[:, 0], requires_grad=False)  # Theta(h) of every soup, a row each
-    slopes = torch.zeros_like(mixed)
-    backward = make_backward(net, stack.from_vectors(mixed, one), stack.from_vectors(slopes, one), batch)
+    mixed = stack.copy(start.base)  # Theta(h) of every soup, overwritten at every step
+    slopes = stack.map(torch.zeros_like, mixed)  # and the gradients with respect to it
+    backward = make_backward(net, mixed, slopes, batch)
     classes = stack.forward(net, start.base, domains[0].x[:1]).shape[-1]
 
     own = {seed: stream(seed, "mixtures") for seed in seeds}  # one object a seed: `batches` draws once for all its runs
@@ -176,10 +176,12 @@ def train_soups(
     losses = []
     bar = tqdm(drawn, f"training {copies} soups", total=steps, leave=False, delay=1, disable=not is_watched())
     for examples, rate in zip(bar, rates, strict=True):
-        theta = _theta(bank, phi, router, examples.h)
-        mixed.copy_(theta.detach())
+        theta = stack.from_vectors(_theta(bank, phi, router, examples.h), one)
+        for name, tensor in theta.items():
+            mixed[name].copy_(tensor.detach())
         losses.append(backward(examples.x, probabilities(examples.y, classes)))
-        optimizer.step(torch.autograd.grad(theta, learnt, slopes), rate)
+        gradients = torch.autograd.grad(list(theta.values()), learnt, list(slopes.values()))
+        optimizer.step(gradients, rate)
     check_finite(losses, router | {"S and E": bank.detach()}, steps)
     base = stack.copy(stack.from_vectors(bank[:, 0], one))
     experts = stack.copy(stack.from_vectors(bank[:, 1:], one))

@@ -17,6 +17,7 @@ from paramarket.stack.nets import (
     split_first,
 )
 from paramarket.stack.values import (
+    Packed,
     Stack,
     apply,
     chain,
@@ -36,6 +37,7 @@ from paramarket.stack.values import (
     leading,
     map,
     mix,
+    pack,
     place,
     probe,
     take,
@@ -46,6 +48,7 @@ from paramarket.stack.values import (
 __all__ = [
     "DenseLayer",
     "FirstLayer",
+    "Packed",
     "Params",
     "Residual",
     "Stack",
@@ -76,6 +79,7 @@ __all__ = [
     "mix",
     "mlp",
     "mlp_of",
+    "pack",
     "place",
     "probe",
     "residual_mlp",

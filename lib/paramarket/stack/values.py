@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -171,6 +171,21 @@ def from_vectors(rows: Float[Tensor, "*models weights"], like: Params) -> Stack:
     parts = rows.split([tensor.numel() for tensor in like.values()], dim=-1)
     named = zip(like.items(), parts, strict=True)
     return {name: part.unflatten(-1, tensor.shape) for (name, tensor), part in named}
+
+
+class Packed(NamedTuple):
+    """A stack in one piece of memory: `numbers` [all], for what treats them alike, and `models`, views by name."""
+
+    numbers: Float[Tensor, " numbers"]
+    models: Stack
+
+
+def pack(models: Stack) -> Packed:
+    """A copy of a stack in one piece of memory, without a gradient; each parameter's models lie side by side."""
+    numbers = torch.cat([tensor.detach().flatten() for tensor in models.values()])
+    parts = numbers.split([tensor.numel() for tensor in models.values()])
+    views = {name: part.view(tensor.shape) for (name, tensor), part in zip(models.items(), parts, strict=True)}
+    return Packed(numbers, views)
 
 
 def layer_of(name: str) -> str:

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, check, copy, device, forward, from_vectors, vectors
+from paramarket.stack import Stack, check, copy, device, forward, pack
 from paramarket.train.gradients import make_backward
-from paramarket.train.optimisers import learning_rates, make_optimizer, optimizer_state, prepare_pull, pull_back
+from paramarket.train.optimisers import StackOptimizer, learning_rates, prepare_pull, pull_back
 
 
 class Fit(NamedTuple):
@@ -83,15 +83,13 @@ def fit(
     rates = learning_rates(schedule, lr, steps)
     classes = _try_one_example(net, stack, splits)
 
-    one = {name: stack[name][0] for name, _ in net.named_parameters()}
-    rows = vectors({name: stack[name].detach() for name in one})  # [K, weights]: all in one tensor, for the optimiser
-    learnt = from_vectors(rows, one)  # and by name, in the same memory
-    models = copy(stack) | learnt
-    slopes = torch.zeros_like(rows)
-    backward = make_backward(net, models, from_vectors(slopes, one), batch)
-    opt = make_optimizer(optimizer, rows, one, weight_decay, state)
-    slope_parts = slopes.chunk(len(opt.weights))
-    back = prepare_pull(stack, pull or {}, learnt)
+    weights = pack({name: stack[name] for name, _ in net.named_parameters()})
+    slopes = pack(weights.models)  # their gradients, written anew at every step
+    buffers = copy({name: tensor for name, tensor in stack.items() if name not in weights.models})
+    models = dict.fromkeys(stack) | buffers | weights.models  # in the order of the stack
+    backward = make_backward(net, models, slopes.models, batch)
+    opt = StackOptimizer(optimizer, weights, weight_decay=weight_decay, state=state)
+    back = prepare_pull(stack, pull or {}, weights.models)
 
     batches = _batches(splits, classes, batch, orders, device(models))
     losses, kept = [], {}
@@ -101,13 +99,13 @@ def fit(
                 kept[step] = copy(models)
             x, targets = next(batches)
             losses.append(backward(x, targets))
-            opt.step(slope_parts, rates[step])
-            pull_back(learnt, stack, back)
+            opt.step(slopes, rates[step])
+            pull_back(weights.models, stack, back)
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
                 check_finite(losses, models, steps)
     if steps in keep:
         kept[steps] = copy(models)
-    return Fit(copy(models), _history(losses, per_epoch), optimizer_state(opt, one, copies), kept)
+    return Fit(models, _history(losses, per_epoch), opt.state(), kept)
 
 
 def _split_for_each(data: Split | Sequence[Split], copies: int) -> list[Split]:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.errors import ParameterError, ShapeError, unknown
-from paramarket.stack import Params, Stack, copy, from_vectors, vectors
+from paramarket.stack import Packed, Stack, count, pack
+from paramarket.stack import map as map_stack
 
 
 class Optimizer:
@@ -86,52 +86,78 @@ class SGD(Optimizer):
 OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 
 
-def make_optimizer(
-    name: str, rows: Float[Tensor, "K weights"], like: Params, weight_decay: float, state: Mapping[str, Tensor] | None
-) -> Optimizer:
-    """ "adamw", or "sgd" with momentum .9, for K rows of weights; it goes on from another's `state` if there is one.
+class StackOptimizer:
+    """An optimiser of K models: all their weights in one tensor, moved in one pass over memory.
 
-    like: one model, the names and shapes of what stands in a row · state: see `optimizer_state`
-    Adam corrects for the steps taken so far. Models of one age move in one pass; where ages differ, each has its own
-    count. Its tensors are `rows.chunk(1)`, or `rows.chunk(K)`.
+    Adam corrects for the steps taken so far: models that go on from states of unlike age are moved one by one, each
+    with its own count.
     """
-    if name not in OPTIMIZERS:
-        raise ParameterError(unknown("optimizer", name, OPTIMIZERS))
-    if state is None:
-        return OPTIMIZERS[name](rows.chunk(1), weight_decay=weight_decay)
-    copies = len(rows)
-    _check_state(state, like, copies, OPTIMIZERS[name].SLOTS)
-    ages = state["step"].to(rows.device)
-    parts = 1 if (ages == ages[0]).all() else copies
-    optimizer = OPTIMIZERS[name](rows.chunk(parts), weight_decay=weight_decay)
-    optimizer.steps = ages[:parts].clone()
-    for slot in optimizer.slots:
-        before = vectors({parameter: state[f"{slot}/{parameter}"] for parameter in like})
-        optimizer.slots[slot] = list(before.to(rows).chunk(parts))
-    return optimizer
+
+    def __init__(
+        self, name: str, weights: Packed, *, weight_decay: float = 0.0, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """name: "adamw", or "sgd" with momentum .9 · state: another's, see `state`, to go on from.
+
+        Raises ParameterError for an unknown name, ShapeError for a state that is not of such models.
+        """
+        if name not in OPTIMIZERS:
+            raise ParameterError(unknown("optimizer", name, OPTIMIZERS))
+        kind = OPTIMIZERS[name]
+        self.copies = count(weights.models)
+        if state is None:
+            state = _fresh_state(weights.models, kind.SLOTS, self.copies)
+        _check_state(state, weights.models, kind.SLOTS, self.copies)
+        ages = state["step"].to(weights.numbers.device)
+        self.apart = bool((ages != ages[0]).any())
+        self.memory = {}
+        for slot in kind.SLOTS:
+            before = {parameter: state[f"{slot}/{parameter}"] for parameter in weights.models}
+            self.memory[slot] = pack(map_stack(lambda tensor: tensor.to(weights.numbers), before))
+        self.optimizer = kind(self._pieces(weights), weight_decay=weight_decay)
+        self.optimizer.slots = {slot: self._pieces(packed) for slot, packed in self.memory.items()}
+        self.optimizer.steps = ages.repeat(len(weights.models)) if self.apart else ages[:1].clone()
+
+    def _pieces(self, packed: Packed) -> list[Tensor]:
+        """All in one, or each parameter's models one by one."""
+        if not self.apart:
+            return [packed.numbers]
+        return [model for tensor in packed.models.values() for model in tensor.unbind()]
+
+    def step(self, gradients: Packed, lr: float) -> None:
+        """One step of all models at this learning rate."""
+        self.optimizer.step(self._pieces(gradients), lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is remembered, to be taken apart like a stack: {"step": [K], slot/parameter: [K, ...]}; no copy."""
+        steps = self.optimizer.steps[: self.copies] if self.apart else self.optimizer.steps.expand(self.copies)
+        state = {"step": steps.clone()}
+        for slot, packed in self.memory.items():
+            for parameter, tensor in packed.models.items():
+                state[f"{slot}/{parameter}"] = tensor
+        return state
 
 
-def _check_state(state: Mapping[str, Tensor], like: Params, copies: int, slots: Sequence[str]) -> None:
-    """ShapeError unless the state is one of K such models; the fused kernels would take any shape."""
+def _fresh_state(models: Stack, slots: Sequence[str], copies: int) -> dict[str, Tensor]:
+    """The state before the first step."""
+    state = {"step": torch.zeros(copies)}
+    for slot in slots:
+        for parameter, tensor in models.items():
+            state[f"{slot}/{parameter}"] = tensor.new_zeros(()).expand_as(tensor)  # `pack` gives it memory
+    return state
+
+
+def _check_state(state: Mapping[str, Tensor], models: Stack, slots: Sequence[str], copies: int) -> None:
+    """ShapeError unless the state is one of such models; the fused kernels would take any shape."""
     wanted = {"step": (copies,)}
     for slot in slots:
-        for parameter, tensor in like.items():
-            wanted[f"{slot}/{parameter}"] = (copies, *tensor.shape)
+        for parameter, tensor in models.items():
+            wanted[f"{slot}/{parameter}"] = tuple(tensor.shape)
     for key, expected in wanted.items():
         found = tuple(state[key].shape) if key in state else "nothing"
         if found != expected:
             raise ShapeError(
                 f"the state does not fit this stack and optimizer: {key!r} is {found}, expected {expected}."
             )
-
-
-def optimizer_state(optimizer: Optimizer, like: Params, copies: int) -> dict[str, Tensor]:
-    """All that the optimiser remembers, to be taken apart like a stack: {"step": [K], slot/parameter: [K, ...]}."""
-    state = {"step": optimizer.steps.expand(copies).clone()}
-    for slot, parts in optimizer.slots.items():
-        named = copy(from_vectors(torch.cat(parts), like))
-        state |= {f"{slot}/{parameter}": tensor for parameter, tensor in named.items()}
-    return state
 
 
 def learning_rates(schedule: str, lr: float, steps: int) -> list[float]:
