@@ -197,6 +197,9 @@ def test_bad_settings_are_refused_before_work_starts(digits):
             train.fit(NET, start, split, **({"epochs": 1} | wrong))
     with pytest.raises(DataError, match="labels from 0 to 12 in the splits for a net with 10 classes"):
         train.fit(NET, start, data.Split(split.x[:2], torch.tensor([0, 12])), epochs=1)
+    for wrong in (torch.ones(2, 10), torch.tensor([[2.0, -1.0] + [0.0] * 8]).repeat(2, 1)):
+        with pytest.raises(DataError, match="that sum to 1"):  # the gradient of softmax, p - t, rests on it
+            train.fit(NET, start, data.Split(split.x[:2], wrong), epochs=1)
     with pytest.raises(ShapeError, match=r"examples of different shapes: \(1, 8, 8\), \(64,\)"):
         train.fit(NET, start, [split, data.Split(split.x.flatten(1), split.y)], epochs=1)
     with pytest.raises(ShapeError, match=r"'3\.weight' has shape \(10, 16\), expected \(16, 16\)"):

@@ -42,6 +42,13 @@ def test_steps_are_those_of_torchs_own_optimiser(ours, theirs):
     assert optimizer.steps.tolist() == [6, 6]
 
 
+def test_weights_that_lie_otherwise_in_memory_are_refused_and_a_copy_lies_in_order():
+    turned = torch.randn(2, 3).T
+    with pytest.raises(ShapeError, match="contiguous"):
+        train.AdamW([turned])
+    assert stack.copy({"w": turned})["w"].is_contiguous()
+
+
 @given(st.integers(1, 200), st.floats(1e-5, 1.0))
 def test_one_cycle_is_torchs_schedule(steps, lr):
     opt = torch.optim.SGD([torch.zeros(1)], lr)

@@ -136,8 +136,8 @@ def _any(models: Stack | Params) -> Tensor:
 
 
 def copy(models: Stack) -> Stack:
-    """The same numbers in memory of their own, without a gradient."""
-    return map(lambda tensor: tensor.detach().clone(), models)
+    """The same numbers in memory of their own, in the order of their axes, without a gradient."""
+    return map(lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format), models)
 
 
 def take(stack: Stack, index: Any) -> Stack | Params:

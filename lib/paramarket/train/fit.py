@@ -146,6 +146,8 @@ def _try_one_example(net: nn.Module, stack: Stack, splits: Sequence[Split]) -> i
     for y in (split.y for split in splits):
         if y.ndim != splits[0].y.ndim or (y.ndim == 2 and y.shape[1] != classes):
             raise DataError(f"y of shape {tuple(y.shape)} for a net with {classes} classes: labels, or [n, {classes}].")
+        if y.ndim == 2 and ((y < 0).any() or ((y.sum(dim=1) - 1).abs() > 1e-4).any()):
+            raise DataError("y of probabilities: expected rows of numbers ≥ 0 that sum to 1; divide by their sum.")
     low = min(float(split.y.min()) for split in splits)
     high = max(float(split.y.max()) for split in splits)
     if low < 0 or high >= classes:

@@ -25,6 +25,8 @@ class Optimizer:
 
     def __init__(self, weights: Sequence[Tensor], *, weight_decay: float = 0.0) -> None:
         self.weights = list(weights)
+        if not all(tensor.is_contiguous() for tensor in self.weights):  # the kernels would move the wrong numbers
+            raise ShapeError("an optimiser needs weights that are contiguous in memory: see Tensor.contiguous.")
         self.weight_decay = weight_decay
         self.slots = {slot: [torch.zeros_like(tensor) for tensor in weights] for slot in self.SLOTS}
         self.steps = torch.zeros(len(self.weights), device=self.weights[0].device)
