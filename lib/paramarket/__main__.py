@@ -156,7 +156,6 @@ def bench() -> None:
         "-o",
         "python_functions=bench_*",
         "-q",
-        "--benchmark-disable-gc",
         "tests/benchmarks",
     ]
     sys.exit(subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode)

@@ -57,9 +57,13 @@ def products_alone():
 
 
 def bench_a_round_in_the_authors_setting(row):
-    took, alone = seconds_a_round(2, EVALUATED, Terms(match="weights", rule="quote", by="loss")), products_alone()
-    row("market round, authors' setting: its matrix products alone, share of it", "≥ 0.60", alone / took)
-    row("market round, authors' setting: milliseconds", "", 1000 * took)
+    terms = Terms(match="weights", rule="quote", by="loss")
+    took, shares = [], []
+    for _ in range(3):
+        took.append(seconds_a_round(2, EVALUATED, terms))
+        shares.append(products_alone() / took[-1])
+    row("market round, authors' setting: its matrix products alone, share of it", "≥ 0.60", statistics.median(shares))
+    row("market round, authors' setting: milliseconds", "", 1000 * statistics.median(took))
     row("machine: GFLOP/s of a square product", "", peak())
 
 

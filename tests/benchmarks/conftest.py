@@ -43,6 +43,17 @@ def seconds(call, rounds=5):
     return statistics.median(times)
 
 
+def interleaved(calls, rounds=9):
+    """Seconds of every call in every round, after one to warm up; in turn, so that ratios within a round are fair."""
+    took = {kind: [] for kind in calls}
+    for _ in range(1 + rounds):
+        for kind, call in calls.items():
+            start = time.perf_counter()
+            call()
+            took[kind].append(time.perf_counter() - start)
+    return {kind: seconds[1:] for kind, seconds in took.items()}
+
+
 @pytest.fixture
 def row():
     """Add a line to the table: what, the bar it was asked to reach, what was measured."""
@@ -55,6 +66,6 @@ def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     machine = platform.processor() or platform.machine()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    write(f"\n{machine}, {torch.get_num_threads()} threads, {versions}; medians of five runs")
+    write(f"\n{machine}, {torch.get_num_threads()} threads, {versions}; medians of several runs")
     for what, bar, found in ROWS:
         write(f"{what:66} asked {bar:>7}   measured {found:.2f}")

@@ -182,10 +182,11 @@ def train_soups(
         losses.append(backward(examples.x, probabilities(examples.y, classes)))
         gradients = torch.autograd.grad(list(theta.values()), learnt, list(slopes.values()))
         optimizer.step(gradients, rate)
+    losses = torch.stack(losses)
     check_finite(losses, router | {"S and E": bank.detach()}, steps)
     base = stack.copy(stack.from_vectors(bank[:, 0], one))
     experts = stack.copy(stack.from_vectors(bank[:, 1:], one))
-    return SoupFit(Soup(base, experts, stack.map(Tensor.detach, router)), torch.stack(losses, dim=1).cpu())
+    return SoupFit(Soup(base, experts, stack.map(Tensor.detach, router)), losses.T.cpu())
 
 
 def _bank(soup: Soup) -> Float[Tensor, "K parts weights"]:

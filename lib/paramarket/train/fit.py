@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple, SupportsIndex
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
@@ -92,17 +93,19 @@ def fit(
     back = prepare_pull(stack, pull or {}, weights.models)
 
     batches = _batches(splits, classes, batch, orders, device(models))
-    losses, kept = [], {}
-    with lend_generator(orders[0]):
+    losses = weights.numbers.new_empty(steps, copies)
+    kept = {}
+    with torch.no_grad(), lend_generator(orders[0]):
         for step in tqdm(range(steps), f"training {copies} models", leave=False, delay=1, disable=not is_watched()):
             if step in keep:
                 kept[step] = copy(models)
             x, targets = next(batches)
-            losses.append(backward(x, targets))
+            losses[step] = backward(x, targets)
             opt.step(slopes, rates[step])
             pull_back(weights.models, stack, back)
-            if (step + 1) % per_epoch == 0 or step + 1 == steps:
-                check_finite(losses, models, steps)
+            if (step + 1) % per_epoch == 0:  # a weight that is not finite shows in the next loss
+                check_finite(losses[: step + 1], {}, steps)
+    check_finite(losses, models, steps)
     if steps in keep:
         kept[steps] = copy(models)
     return Fit(models, _history(losses, per_epoch), opt.state(), kept)
@@ -168,27 +171,40 @@ def _batches(
 ) -> Iterator[tuple[Float[Tensor, "K batch ..."], Float[Tensor, "K batch classes"]]]:
     """Endless batches: examples, and what to answer as probabilities; both are overwritten by the next.
 
-    A split that models share is held once.
+    Only what a batch takes is copied, into memory that is kept; models in a row that share a split are served at once.
     """
-    unique = list({id(split): split for split in splits}.values())
-    starts = dict(zip(map(id, unique), torch.tensor([0, *map(len, unique)]).cumsum(0).tolist(), strict=False))
-    x = torch.cat([split.x for split in unique]).to(device)
-    y = probabilities(torch.cat([split.y for split in unique]).to(device), classes).to(x)
-    chosen_x = x.new_empty(len(splits) * batch, *x.shape[1:])  # fresh memory at each step would cost more than the copy
-    chosen_y = y.new_empty(len(splits) * batch, classes)
+    example = splits[0].x[0]
+    x = example.new_empty(len(splits) * batch, *example.shape, device=device)
+    targets = example.new_empty(len(splits) * batch, classes, device=device)
+    copies, start = [], 0  # from where, to where, for which rows
+    for _, sharing in groupby(splits, key=id):
+        split, *others = sharing
+        rows = slice(start, start + batch * (1 + len(others)))
+        answers = probabilities(split.y.to(device), classes).to(targets)
+        copies += [(split.x.to(device), x[rows], rows), (answers, targets[rows], rows)]
+        start = rows.stop
+    for chosen in _next_examples(splits, batch, orders, device):
+        for source, to, rows in copies:
+            torch.index_select(source, 0, chosen[rows], out=to)
+        yield x.unflatten(0, (-1, batch)), targets.unflatten(0, (-1, batch))
+
+
+def _next_examples(
+    splits: list[Split], batch: int, orders: list[torch.Generator], device: torch.device
+) -> Iterator[Int[Tensor, " K_times_batch"]]:
+    """Endless: numbers of the examples that come next, of all models one behind the other.
+
+    A split that runs out is reshuffled; what is left of it comes first.
+    """
     queues = [torch.empty(0, dtype=torch.long)] * len(splits)
     while True:
         for k, (split, order) in enumerate(zip(splits, orders, strict=True)):
             while len(queues[k]) < batch:
-                shuffled = starts[id(split)] + torch.randperm(len(split), generator=order)
-                queues[k] = torch.cat([queues[k], shuffled])
+                queues[k] = torch.cat([queues[k], torch.randperm(len(split), generator=order)])
         rounds = min(map(len, queues)) // batch
-        index = torch.stack([queue[: rounds * batch] for queue in queues]).to(device)
+        chosen = torch.stack([queue[: rounds * batch].view(rounds, batch) for queue in queues], dim=1)
+        yield from chosen.flatten(1).to(device)
         queues = [queue[rounds * batch :] for queue in queues]
-        for chosen in index.split(batch, dim=1):
-            torch.index_select(x, 0, chosen.flatten(), out=chosen_x)
-            torch.index_select(y, 0, chosen.flatten(), out=chosen_y)
-            yield chosen_x.unflatten(0, chosen.shape), chosen_y.unflatten(0, chosen.shape)
 
 
 def probabilities(y: Tensor, classes: int) -> Float[Tensor, "*n classes"]:
@@ -196,11 +212,11 @@ def probabilities(y: Tensor, classes: int) -> Float[Tensor, "*n classes"]:
     return y if y.is_floating_point() else one_hot(y, classes).float()
 
 
-def check_finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -> None:
+def check_finite(losses: Float[Tensor, "done K"], models: Stack, steps: int) -> None:
     """TrainingError, naming model and step, unless losses and weights are finite. Rarely asked: a GPU has to wait."""
-    bad = ~torch.stack(losses).isfinite()
+    bad = ~losses.isfinite()
     for tensor in models.values():
-        if not bad.any() and not tensor.isfinite().all():
+        if not bad.any() and not tensor.sum().isfinite():  # one pass, where isfinite takes five; now look closely
             bad = torch.cat([bad, ~tensor.flatten(1).isfinite().all(dim=1)[None]])
     if bad.any():
         step, model = bad.nonzero()[0].tolist()
@@ -208,10 +224,10 @@ def check_finite(losses: list[Float[Tensor, " K"]], models: Stack, steps: int) -
         raise TrainingError(f"{what}: try a smaller lr, or look at its data.")
 
 
-def _history(losses: list[Tensor], per_epoch: int) -> pd.DataFrame:
+def _history(losses: Float[Tensor, "steps K"], per_epoch: int) -> pd.DataFrame:
     """One row per epoch and model, see `Fit`."""
     rows, steps = [], 0
-    for epoch, part in enumerate(torch.stack(losses).cpu().split(per_epoch), start=1):
+    for epoch, part in enumerate(losses.cpu().split(per_epoch), start=1):
         steps += len(part)
         rows += [(epoch, steps, model, loss) for model, loss in enumerate(part.mean(dim=0).numpy())]
     return pd.DataFrame(rows, columns=["epoch", "step", "model", "loss"])

@@ -36,6 +36,7 @@ def make_backward(net: nn.Module, models: Stack, gradients: Stack, batch: int) -
 def _autograd_backward(net: nn.Module, models: Stack, gradients: Stack) -> Backward:
     leaves = {name: models[name].detach().requires_grad_() for name, _ in net.named_parameters()}
 
+    @torch.enable_grad()
     def backward(x: Tensor, targets: Tensor) -> Tensor:
         logits = apply(net, models | leaves, x, shared=False, training=True)
         losses = cross_entropy(logits.mT, targets.mT, reduction="none").mean(dim=1)

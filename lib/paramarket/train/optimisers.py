@@ -23,13 +23,21 @@ class Optimizer:
 
     SLOTS: tuple[str, ...] = ()
 
-    def __init__(self, weights: Sequence[Tensor], *, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        *,
+        weight_decay: float = 0.0,
+        slots: Mapping[str, list[Tensor]] | None = None,
+        steps: Tensor | None = None,
+    ) -> None:
+        """slots, steps: another's, to go on from; without them it begins anew."""
         self.weights = list(weights)
         if not all(tensor.is_contiguous() for tensor in self.weights):  # the kernels would move the wrong numbers
             raise ShapeError("an optimiser needs weights that are contiguous in memory: see Tensor.contiguous.")
         self.weight_decay = weight_decay
-        self.slots = {slot: [torch.zeros_like(tensor) for tensor in weights] for slot in self.SLOTS}
-        self.steps = torch.zeros(len(self.weights), device=self.weights[0].device)
+        self.slots = slots or {slot: [torch.zeros_like(tensor) for tensor in weights] for slot in self.SLOTS}
+        self.steps = torch.zeros(len(self.weights), device=self.weights[0].device) if steps is None else steps
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
@@ -115,9 +123,9 @@ class StackOptimizer:
         for slot in kind.SLOTS:
             before = {parameter: state[f"{slot}/{parameter}"] for parameter in weights.models}
             self.memory[slot] = pack(map_stack(lambda tensor: tensor.to(weights.numbers), before))
-        self.optimizer = kind(self._pieces(weights), weight_decay=weight_decay)
-        self.optimizer.slots = {slot: self._pieces(packed) for slot, packed in self.memory.items()}
-        self.optimizer.steps = ages.repeat(len(weights.models)) if self.apart else ages[:1].clone()
+        slots = {slot: self._pieces(packed) for slot, packed in self.memory.items()}
+        steps = ages.repeat(len(weights.models)) if self.apart else ages[:1].clone()
+        self.optimizer = kind(self._pieces(weights), weight_decay=weight_decay, slots=slots, steps=steps)
 
     def _pieces(self, packed: Packed) -> list[Tensor]:
         """All in one, or each parameter's models one by one."""
