@@ -152,18 +152,20 @@ def test_an_epoch_is_counted_in_steps_of_the_largest_split(some):
     assert torch.equal(fitted.kept[20]["1.weight"], fitted.stack["1.weight"])
 
 
-@given(st.lists(st.integers(3, 40), min_size=1, max_size=4), st.integers(1, 16))
-def test_every_model_sees_its_own_examples_once_a_round(sizes, batch):
+@given(st.lists(st.integers(3, 40), min_size=1, max_size=4), st.data(), st.integers(1, 16))
+def test_every_model_sees_its_own_examples_once_a_round_whoever_shares_them(sizes, drawn, batch):
+    whose = drawn.draw(st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=5))
     starts = torch.tensor([0, *sizes]).cumsum(0)
     splits = [
         data.Split(torch.arange(a, a + n, dtype=torch.float32)[:, None], torch.zeros(n, dtype=torch.long))
         for a, n in zip(starts.tolist(), sizes, strict=False)
     ]
-    orders = [stream(0, k) for k in range(len(sizes))]
-    batches = _batches(splits, 1, batch, orders, torch.device("cpu"))
+    orders = [stream(0, k) for k in range(len(whose))]
+    batches = _batches([splits[j] for j in whose], 1, batch, orders, torch.device("cpu"))
     rounds = -(-max(sizes) // batch) * 3
     seen = torch.cat([next(batches)[0][..., 0].clone() for _ in range(rounds)], dim=1)
-    for k, (a, n) in enumerate(zip(starts.tolist(), sizes, strict=False)):
+    for k, j in enumerate(whose):
+        a, n = int(starts[j]), sizes[j]
         whole = seen[k][: len(seen[k]) // n * n].view(-1, n).sort(dim=1).values
         assert (whole == torch.arange(a, a + n)).all()
 
