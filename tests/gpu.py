@@ -59,6 +59,8 @@ def training(device):
     models = stack.init(MLP, 3, seed=0, device=device)
     done = train.fit(MLP, models, SOME, steps=10, keep=[5], pull={"1.weight": torch.ones(3, 1, 1)}, **HOW)
     yield "train.fit", [done.stack, done.kept[5], done.history]
+    measured = stack.table(stack.grid(model=range(3)), bias=done.stack["1.bias"].sum(dim=1))
+    yield "stack.table", torch.tensor(measured.bias.to_numpy())
     yield "train.fit, going on", train.fit(MLP, done.stack, SOME, steps=2, state=done.state, **HOW).stack
     yield "train.evaluate", train.evaluate(MLP, done.stack, SOME)
     gradients = stack.map(torch.empty_like, models)

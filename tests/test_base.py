@@ -1,6 +1,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -81,6 +82,66 @@ def test_interval_refuses_what_has_none(values):
 def test_interval_offers_the_nearest_kind():
     with pytest.raises(errors.ParameterError, match="Did you mean 'seeds'"):
         base.interval([1, 2], "seed")
+
+
+def test_an_interval_makes_three_columns():
+    found = base.interval(torch.rand(5, 3))
+    assert list(found.columns("gain")) == ["gain", "gain_low", "gain_high"]
+    assert all(column is part for column, part in zip(found.columns("gain").values(), found, strict=True))
+
+
+def markets(values, names=("alone", "open")):
+    """A table with a row a market and seed: values [markets, seeds]."""
+    rows = [(name, seed, number) for name, row in zip(names, values, strict=True) for seed, number in enumerate(row)]
+    return pd.DataFrame(rows, columns=["market", "seed", "accuracy"])
+
+
+PAIRS = st.lists(st.tuples(st.integers(-99, 99), st.integers(-99, 99)), min_size=1, max_size=6)
+
+
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_pairs_find_each_other_however_the_rows_stand(pairs, random):
+    table = markets(zip(*pairs, strict=True))
+    order = list(table.index)
+    random.shuffle(order)
+    found = base.paired(table.loc[order], "accuracy", by="seed", of="open", minus="alone")
+    assert found.sort_index().tolist() == [after - before for before, after in pairs]
+    assert found.index.name == "seed"
+    assert found.name == "accuracy"
+    back = base.paired(table.loc[order], "accuracy", by="seed", of="alone", minus="open")
+    assert (back.sort_index() == -found.sort_index()).all()
+
+
+def test_a_pair_may_rest_on_several_columns_and_other_settings_stay_aside():
+    table = pd.concat([markets([[1, 2], [5, 7]]).assign(width=8), markets([[10, 20], [11, 22]]).assign(width=64)])
+    third = markets([[0, 0]], ["closed"]).assign(width=8)
+    found = base.paired(pd.concat([table, third]), "accuracy", by=["width", "seed"], of="open", minus="alone")
+    assert found.to_dict() == {(8, 0): 4, (8, 1): 5, (64, 0): 1, (64, 1): 2}
+
+
+def test_settings_that_are_numbers_are_not_taken_for_seeds_or_values():
+    table = pd.DataFrame({"sellers": [0, 0, 1, 1], "seed": [0, 1, 0, 1], "accuracy": [0, 1, 1, 5]})
+    assert base.paired(table, "accuracy", by="seed", of=1, minus=0).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"by": "sed"}, "unknown column 'sed'. Did you mean 'seed'"),
+        ({"value": "acuracy"}, "unknown column 'acuracy'. Did you mean 'accuracy'"),
+        ({"by": []}, "by is empty"),
+        ({"of": "alone"}, "of and minus are both 'alone'"),
+        ({"of": "closed"}, "'closed' and 'alone' must stand in exactly one column of the table; found: none"),
+        ({"table": markets([[1, 2], [5]])}, "no pair for seed = 1: only one of 'open' and 'alone' has it"),
+        ({"table": markets([[1], [5, 7]])}, "no pair for seed = 1: only one of 'open' and 'alone' has it"),
+        ({"table": pd.concat([markets([[1], [5]])] * 2)}, "'open' has several rows for seed = 0"),
+        ({"table": markets([[1], [5]]).assign(rival=["open", "alone"])}, "found: market, rival"),
+    ],
+)
+def test_what_makes_no_pairs_is_refused(change, says):
+    how = {"table": markets([[1, 2], [5, 7]]), "value": "accuracy", "by": "seed", "of": "open", "minus": "alone"}
+    with pytest.raises(errors.ParameterError, match=re.escape(says)):
+        base.paired(**how | change)
 
 
 def test_device_auto_and_unknown():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 
@@ -105,8 +106,12 @@ class Interval(NamedTuple):
     low: float | np.ndarray
     high: float | np.ndarray
 
+    def columns(self, name: str) -> dict[str, float | np.ndarray]:
+        """The three as columns of a table: the mean as `name`, the ends as `name_low` and `name_high`."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
-def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> Interval:
+
+def interval(values: torch.Tensor | np.ndarray | pd.Series | list, kind: str = "seeds") -> Interval:
     """Mean and 95 % confidence interval along the first axis of `values` [n, ...].
 
     kind: "seeds" for a handful of independent runs (Student's t with n - 1 degrees of freedom),
@@ -119,7 +124,9 @@ def interval(values: torch.Tensor | np.ndarray | list, kind: str = "seeds") -> I
     >>> print(f"{mean:.1f} [{low:.2f}, {high:.2f}]")
     2.0 [-0.48, 4.48]
     """
-    array = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
+    if isinstance(values, pd.Series):
+        values = values.to_numpy(copy=True)
+    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
     if array.ndim == 0 or len(array) < 2 or not np.isfinite(array).all():
         raise ParameterError(
             f"an interval needs two or more finite values along the first axis, got shape {array.shape}."
@@ -163,6 +170,50 @@ def _drawn_resamples(n: int) -> np.ndarray:
 
 
 _kept_resamples = functools.lru_cache(maxsize=4)(_drawn_resamples)  # drawing them costs more than all that follows
+
+
+def paired(table: pd.DataFrame, value: str, *, by: str | list[str], of: object, minus: object) -> pd.Series:
+    """What one setting has more of than another, pair by pair: differences, one for each value of `by`.
+
+    of, minus: two entries of one column, which is found by them · by: what makes a pair, the seed say
+    A pair shares its luck (its start, its data), and the difference is free of it: its interval is the one to judge by.
+    Raises ParameterError unless the two differ, each pair is there, and each has exactly one row a setting.
+
+    >>> import pandas as pd
+    >>> from paramarket import base
+    >>> scores = {"market": ["alone", "alone", "open", "open"], "seed": [0, 1, 0, 1], "accuracy": [80, 90, 83, 94]}
+    >>> base.paired(pd.DataFrame(scores), "accuracy", by="seed", of="open", minus="alone").tolist()
+    [3, 4]
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    if not keys:
+        raise ParameterError("by is empty: name one or more columns that make a pair.")
+    for name in (*keys, value):
+        if name not in table:
+            raise ParameterError(unknown("column", name, map(str, table)))
+    if of == minus:
+        raise ParameterError(f"of and minus are both {of!r}: expected two settings.")
+    others = table.columns.difference([*keys, value], sort=False)  # within a pair a key does not differ
+    holders = [name for name in others if table[name].isin([of]).any() and table[name].isin([minus]).any()]
+    if len(holders) != 1:
+        found = ", ".join(map(str, holders)) or "none"
+        raise ParameterError(f"{of!r} and {minus!r} must stand in exactly one column of the table; found: {found}.")
+    one, other = (_setting(table, holders[0], entry, keys, value) for entry in (of, minus))
+    lonely = one.index.symmetric_difference(other.index)
+    if len(lonely):
+        raise ParameterError(f"no pair for {', '.join(keys)} = {lonely[0]}: only one of {of!r} and {minus!r} has it.")
+    return (one - other.reindex(one.index)).rename(value)
+
+
+def _setting(table: pd.DataFrame, column: str, entry: object, keys: list[str], value: str) -> pd.Series:
+    """The values of one setting, by what makes a pair."""
+    rows = table[table[column] == entry].set_index(keys)[value]
+    twice = rows.index[rows.index.duplicated()]
+    if len(twice):
+        raise ParameterError(
+            f"{entry!r} has several rows for {', '.join(keys)} = {twice[0]}: query the table, or pair by more columns."
+        )
+    return rows
 
 
 def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "seeds n"]) -> torch.Tensor:

@@ -443,3 +443,40 @@ def test_models_stay_on_their_device_and_what_is_shown_comes_back(name, match, s
             assert all(np.array_equal(*both) for both in zip(far_found[:3], found[:3], strict=True))
             assert torch.equal(far_found.changes, found.changes)
             assert torch.equal(far_found.class_points.nan_to_num(), found.class_points.nan_to_num())
+
+
+@given(seeds)
+def test_the_table_of_quotes_has_a_row_a_lineup(seed):
+    models, weights, split = deal(seed, sellers=2, parts="layers")
+    offer = market.quote(SMALL, models, weights, split)
+    table = offer.table(stack.grid(buyer=["A", "B", "C"]))
+    assert list(table) == ["buyer", "mixture", "share", "gain_nats", "gain_points", "gain_relative"]
+    assert table.mixture.tolist() == offer.choice.tolist()
+    assert table.gain_nats.tolist() == offer.gain_nats.tolist()
+    assert table.gain_points.tolist() == offer.gain_points.tolist()
+    assert table.gain_relative.tolist() == offer.gain_relative.tolist()
+    of_sellers = offer.weights[:, :, 1:].sum(dim=2).mean(dim=1)
+    assert table.share.to_numpy() == pytest.approx(of_sellers.numpy(), abs=1e-6)
+    with pytest.raises(ShapeError, match=r"'mixture' has shape \(3,\), expected \(2,\)"):
+        offer.table(stack.grid(buyer=["A", "B"]))
+
+
+@given(seeds)
+def test_the_tables_of_an_audit_have_a_row_a_purchase_or_a_row_a_purchase_and_class(seed):
+    models, weights, split = deal(seed)
+    offer = market.quote(SMALL, models, weights, split)
+    found = market.audit(SMALL, stack.take(models, (slice(None), 0)), offer.models, drawn(seed + 1))
+    rows = stack.grid(buyer=["A", "B", "C"])
+    table = found.table(rows)
+    for name in ("gain_points", "gain_nats", "gain_relative"):
+        mean, low, high = getattr(found, name)
+        assert table[name].tolist() == mean.tolist()
+        assert table[f"{name}_low"].tolist() == low.tolist()
+        assert table[f"{name}_high"].tolist() == high.tolist()
+    by_class = found.class_table(rows, ["cat", "dog", "fox"])
+    wide = by_class.pivot(index="buyer", columns="class", values="gain_points")
+    np.testing.assert_array_equal(wide.to_numpy(), found.class_points.numpy())
+    with pytest.raises(ShapeError, match=r"'gain_points' has shape \(3,\), expected \(2,\)"):
+        found.table(stack.grid(buyer=["A", "B"]))
+    with pytest.raises(ShapeError, match=r"'gain_points' has shape \(3, 3\), expected \(3, 2\)"):
+        found.class_table(rows, ["cat", "dog"])

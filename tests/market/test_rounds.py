@@ -883,3 +883,70 @@ def test_those_with_a_part_in_the_offer_are_named_and_paid_and_nobody_else(agent
     assert set(named) <= {1, 2}
     _, none = turn(grown, alone, splits, rule="quote", by="loss", sellers=2, shares=(0.0,))
     assert none.ledger.rows.sellers.map(len).tolist() == [2]  # nobody gave: all who were asked
+
+
+@pytest.fixture(scope="module")
+def two_markets(members, splits):
+    """Two markets of two seeds, the first without trade, and the grid that says so."""
+    agents = members[:2]
+    outcome = run(splits, Market(agents, ALONE, 3), Market(agents, QUOTE, 4), rounds=2)
+    return outcome, stack.grid(kind=["alone", "trading"]).assign(seed=[3, 4])
+
+
+def test_the_table_of_an_outcome_has_a_row_a_market_day_and_agent(two_markets):
+    outcome, rows = two_markets
+    table = outcome.table(rows, ["A", "B"])
+    assert list(table) == ["kind", "seed", "day", "agent", "accuracy"]
+    assert len(table) == outcome.accuracy.numel()
+    for row in table.itertuples():
+        place = [3, 4].index(row.seed), row.day - 1, "AB".index(row.agent)
+        assert row.accuracy == outcome.accuracy[place].item()
+
+
+def test_the_table_of_money_has_a_row_an_account_and_conserves_it(two_markets):
+    outcome, rows = two_markets
+    table = outcome.money_table(rows, ["A", "B"])
+    assert table.account.tolist() == ["A", "B", "broker"] * 4
+    assert table.euros.tolist() == outcome.euros.flatten().tolist()
+    assert table.groupby(["kind", "day"]).euros.sum().unique().tolist() == [20_000.0]
+
+
+def test_the_table_of_quotes_is_the_ledger_with_the_grids_words_for_a_market(two_markets):
+    outcome, rows = two_markets
+    ledger = outcome.ledger.rows
+    table = outcome.quote_table(rows)
+    gone = ["market", "seed", "match", "rule"]
+    assert list(table) == ["kind", "seed", *ledger.drop(columns=gone).rename(columns={"round": "day"})]
+    assert table.index.equals(ledger.index)
+    assert set(table.kind) == {"trading"}
+    assert table.seed.tolist() == ledger.seed.tolist()
+    assert table.day.tolist() == ledger["round"].tolist()
+    assert table.paid.tolist() == ledger.paid.tolist()
+    for trade_number in table.query("traded").index:
+        assert revert(outcome.ledger, trade_number).keys() == outcome.models.keys()
+
+
+def test_quotes_of_several_markets_stand_behind_their_own():
+    columns = {"market": [1, 0, 1], "seed": 0, "match": "none", "rule": "quote", "round": [1, 1, 2], "paid": [5, 6, 7]}
+    ledger = market.Ledger(pd.DataFrame(columns, index=[0, 1, 2]), {})
+    outcome = market.Outcome(ledger, {}, torch.zeros(2, 2, 2), torch.zeros(2, 2, 3))
+    table = outcome.quote_table(stack.grid(kept=[0.1, 0.5]))
+    assert table.to_dict("list") == {"kept": [0.5, 0.1, 0.5], "day": [1, 1, 2], "paid": [5, 6, 7]}
+
+
+def test_tables_of_an_outcome_refuse_what_does_not_fit(two_markets, members, splits):
+    outcome, rows = two_markets
+    with pytest.raises(ShapeError, match=r"'accuracy' has shape \(2, 2, 2\), expected \(1, 2, 2\)"):
+        outcome.table(rows[:1], ["A", "B"])
+    with pytest.raises(ShapeError, match=r"'accuracy' has shape \(2, 2, 2\), expected \(2, 2, 3\)"):
+        outcome.table(rows, ["A", "B", "C"])
+    with pytest.raises(ShapeError, match=r"'euros' has shape \(2, 2, 3\), expected \(2, 2, 2\)"):
+        outcome.money_table(rows, ["A"])
+    with pytest.raises(ShapeError, match="a grid of 1 rows for 2 markets"):
+        outcome.quote_table(rows[:1])
+    for name in ("share", "day"):
+        with pytest.raises(ParameterError, match=f"two columns would be called '{name}'"):
+            outcome.quote_table(rows.rename(columns={"kind": name}))
+    quiet = run(splits, Market(members[:2], ALONE, 3), rounds=1)
+    with pytest.raises(ParameterError, match="nobody has asked for a quote"):
+        quiet.quote_table(rows[:1])

@@ -360,3 +360,19 @@ def test_models_stay_on_a_second_device_and_what_is_shown_comes_back():
         assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(shown_there, shown, strict=True))
         for one, other in zip(models_there, models, strict=True):
             assert all(torch.allclose(one[name].cpu(), other[name], atol=1e-6) for name in other)
+
+
+def test_the_table_of_a_walk_has_a_row_a_line_and_stop(trained, digits):
+    net, _, model, copy = trained
+    score = merge.walk(net, [path(model, copy, 3), path(copy, model, 3)], digits.quote)
+    lines, t = stack.grid(pair=["there", "back"]), torch.linspace(0, 1, 3)
+    table = score.table(lines, {"t": t})
+    assert len(table) == 6
+    for row in table.itertuples():
+        k, stop = ["there", "back"].index(row.pair), t.tolist().index(row.t)
+        assert row.loss == score.loss[k, stop].item()
+        assert row.accuracy == score.accuracy[k, stop].item()
+    with pytest.raises(ShapeError, match=r"'loss' has shape \(2, 3\), expected \(2, 4\)"):
+        score.table(lines, {"t": torch.linspace(0, 1, 4)})
+    with pytest.raises(ShapeError, match=r"expected \(2,\): one for each row of the grid\."):
+        score.table(lines)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import brentq
 
-from paramarket import price
-from paramarket.errors import ParameterError
+from paramarket import price, stack
+from paramarket.errors import ParameterError, ShapeError
 
 UNIT = stats.uniform()
 SMOOTH = [stats.uniform(2, 8), UNIT, stats.expon(), stats.expon(scale=0.5), stats.norm()]
@@ -552,3 +552,24 @@ def test_lies_pay_where_the_price_is_the_mean_of_reports_and_nowhere_with_a_fixe
 def test_what_makes_no_sense_is_refused(call, said):
     with pytest.raises(ParameterError, match=said):
         call()
+
+
+@given(st.lists(st.tuples(money, money, money), min_size=1, max_size=5))
+def test_the_table_of_deals_has_a_row_a_meeting_and_all_the_money(meetings):
+    value, cost, paid = np.array(meetings).T
+    deal = price.settle(value, cost, paid)
+    table = deal.table(stack.grid(meeting=range(len(meetings))))
+    assert table.traded.tolist() == deal.traded.tolist()
+    assert table.refunded.tolist() == deal.refunded.tolist()
+    assert table.paid.tolist() == deal.paid.tolist()
+    assert table.received.tolist() == deal.received.tolist()
+    parts = table[["buyer_surplus", "seller_surplus", "broker_surplus"]].to_numpy()
+    assert (parts == np.stack([deal.buyer, deal.seller, deal.broker], axis=1)).all()
+
+
+def test_deals_of_another_number_and_a_single_one_make_no_rows():
+    rows = stack.grid(meeting=range(2))
+    with pytest.raises(ShapeError, match=r"'traded' has shape \(3,\), expected \(2,\)"):
+        price.settle(np.full(3, 9.0), 1.0, 5.0).table(rows)
+    with pytest.raises(ShapeError, match=r"'traded' has shape \(\), expected \(2,\)"):
+        price.settle(9.0, 1.0, 5.0).table(rows)

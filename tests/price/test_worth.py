@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramarket import price
+from paramarket import price, stack
 from paramarket.base import stream
 from paramarket.errors import ParameterError, ShapeError
 
@@ -127,3 +127,40 @@ def test_the_parties_share_all_that_there_is():
         assert all((part >= -1e-12).all() for part in parts)
         assert torch.allclose(sum(parts), torch.as_tensor(np.maximum(value - cost, 0).mean(axis=1)))
     assert price.surplus_parts(value, cost, price.nash_price(value, cost).price).lost.abs().max() < 1e-12
+
+
+def test_the_table_of_a_curse_has_a_row_a_purchase_size_and_estimate():
+    curse = price.Curse(*torch.rand(3, 2, 2, generator=stream(0, "curse")))
+    table = curse.table(stack.grid(buyer=["A", "B"]), sizes=[25, 100])
+    assert list(table) == ["buyer", "examples", "estimate", "excess_nats"]
+    assert len(table) == 2 * 2 * 3
+    for row in table.itertuples():
+        wanted = getattr(curse, row.estimate)["AB".index(row.buyer), [25, 100].index(row.examples)]
+        assert row.excess_nats == wanted.item()
+    with pytest.raises(ShapeError, match=r"'excess_nats' has shape \(2, 2, 3\), expected \(2, 1, 3\)"):
+        curse.table(stack.grid(buyer=["A", "B"]), sizes=[25])
+
+
+def test_the_table_of_lemons_has_a_row_a_meeting_share_and_kind_of_market():
+    market = price.LemonMarket(*torch.rand(2, 2, 3, generator=stream(0, "lemons")))
+    shares = [0.0, 0.1, 0.5]
+    table = market.table(stack.grid(buyer=["A", "B"]), shares)
+    assert list(table) == ["buyer", "lemons", "warranty", "surplus"]
+    assert len(table) == 2 * 3 * 2
+    for row in table.itertuples():
+        surplus = market.warranty if row.warranty else market.no_warranty
+        assert row.surplus == surplus["AB".index(row.buyer), shares.index(row.lemons)].item()
+    with pytest.raises(ShapeError, match=r"'surplus' has shape \(2, 3, 2\), expected \(3, 3, 2\)"):
+        market.table(stack.grid(buyer=["A", "B", "C"]), shares)
+
+
+def test_the_table_of_the_surplus_has_a_row_a_group_and_part_and_nothing_is_left_out():
+    value, cost = torch.rand(2, 4, 50, dtype=torch.float64, generator=stream(0, "surplus")).numpy()
+    parts = price.surplus_parts(value, cost, price.nash_price(value, cost).price)
+    table = parts.table(stack.grid(rule="Nash", seed=range(4)))
+    assert table.part.tolist() == ["buyer", "seller", "broker", "lost"] * 4
+    assert table[table.part == "seller"].surplus.tolist() == parts.seller.tolist()
+    there = np.maximum(value - cost, 0).mean(axis=1)
+    assert table.groupby("seed").surplus.sum().to_numpy() == pytest.approx(there)
+    with pytest.raises(ShapeError, match=r"'surplus' has shape \(4, 4\), expected \(3, 4\)"):
+        parts.table(stack.grid(seed=range(3)))

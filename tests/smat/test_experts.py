@@ -249,3 +249,24 @@ def test_what_is_stored_can_be_counted_by_hand():
     assert table.kB.tolist() == pytest.approx(
         [(4 * 2.5 + 16 / 8) / 1000, (4 * 9 + 2 * 16 / 8) / 1000, (4 * 4 + 16 / 8) / 1000]
     )
+
+
+def test_the_table_of_a_sparsity_has_a_row_a_run_and_expert():
+    found = smat.sparsity(drawn(experts=3).gates)
+    table = found.table(stack.grid(seed=[7, 8]))
+    assert list(table) == ["seed", "expert", "closed", "expected", "merged"]
+    assert len(table) == 2 * 3
+    for row in table.itertuples():
+        run = [7, 8].index(row.seed)
+        assert row.closed == found.closed[run, row.expert].item()
+        assert row.expected == found.expected[run, row.expert].item()
+        assert row.merged == found.merged[run].item()
+    with pytest.raises(ShapeError, match=r"'closed' has shape \(2, 3\), expected \(1, 3\)"):
+        found.table(stack.grid(seed=[7]))
+
+
+def test_the_index_of_some_rows_of_a_grid_takes_their_experts():
+    rows = stack.grid(kind=["dense", "sparse"])
+    taken = drawn().take(rows.query("kind == 'sparse'").index)
+    assert torch.equal(taken.keys, drawn().keys[1:])
+    assert equal(taken.gates, stack.take(drawn().gates, [1]))

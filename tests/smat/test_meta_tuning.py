@@ -8,7 +8,7 @@ from orders import equal
 
 from paramarket import data, smat, stack
 from paramarket.base import stream
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.smat import meta_tuning
 
 NET = stack.mlp(64, [12], 8)
@@ -277,3 +277,28 @@ def test_accuracies_are_those_of_the_task_models_and_with_no_delta_these_are_the
     right = (smat.task_logits(NET, models, tasks, ways=4).argmax(dim=-1) == smat.way_labels(4, 10)).float()
     assert torch.equal(right.flatten(1).mean(dim=1), smat.accuracies(NET, pretrained, long.experts, tasks).tuned)
     assert equal(smat.task_models(NET, pretrained, begun(pretrained), tasks), smat.one_per_task(pretrained, tasks))
+
+
+def test_the_table_of_a_tuning_is_its_history_with_the_grids_words_for_a_run(long):
+    rows = stack.grid(tau=[0.0, 0.5, 0.9])
+    table = long.table(rows)
+    told = [name for name in long.history if name != "run"]
+    assert set(table) == {"tau", *told}
+    assert len(table) == len(long.history)
+    for run, tau in enumerate(rows.tau):
+        wanted = long.history[long.history.run == run].sort_values(["step", "expert"])
+        assert (table[table.tau == tau][told].to_numpy() == wanted[told].to_numpy()).all()
+    with pytest.raises(ShapeError, match=r"has shape \(3, 19, 2\), expected \(2, 19, 2\)"):
+        long.table(stack.grid(tau=[0.0, 0.5]))
+    with pytest.raises(ParameterError, match="two columns would be called 'sparsity'"):
+        long.table(stack.grid(sparsity=[0.0, 0.5, 0.9]))
+
+
+def test_the_table_of_accuracies_has_a_row_a_run():
+    found = smat.Accuracies(tuned=torch.tensor([0.75, 0.5]), pretrained=torch.tensor([0.25, 0.125]))
+    table = found.table(stack.grid(kind=["dense", "sparse"]))
+    assert table.accuracy.tolist() == [0.75, 0.5]
+    assert table.pretrained_accuracy.tolist() == [0.25, 0.125]
+    assert table.kind.tolist() == ["dense", "sparse"]
+    with pytest.raises(ShapeError, match=r"'accuracy' has shape \(2,\), expected \(3,\)"):
+        found.table(stack.grid(seed=range(3)))

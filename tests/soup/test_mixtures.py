@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from paramarket import soup, stack, train
 from paramarket.base import stream
 from paramarket.data import Split
-from paramarket.errors import DataError, ParameterError
+from paramarket.errors import DataError, ParameterError, ShapeError
 from paramarket.soup import Clusters, WeightLaw
 
 NET = stack.mlp(2, [4], 3)
@@ -639,3 +639,39 @@ def test_batches_are_on_the_device_of_their_weights_wherever_the_domains_are():
             found = all_of(splits, own, 8, [stream(0)])
             assert {each.device for each in found} == {own.device}
             assert all(torch.equal(each.cpu(), right) for each, right in zip(found, wanted, strict=True))
+
+
+def test_the_table_of_mixtures_has_a_row_a_model_and_mixture():
+    loss, accuracy = torch.rand(2, 2, 3, generator=stream(0, "mixtures"))
+    score = soup.MixtureScore(loss, accuracy)
+    customers = ["Ann", "Bob", "Cleo"]
+    table = score.table(stack.grid(seed=[0, 1]), {"customer": customers})
+    assert len(table) == 6
+    for row in table.itertuples():
+        place = row.seed, customers.index(row.customer)
+        assert row.loss == loss[place].item()
+        assert row.accuracy == accuracy[place].item()
+    with pytest.raises(ShapeError, match=r"'loss' has shape \(2, 3\), expected \(3, 3\)"):
+        score.table(stack.grid(seed=range(3)), {"customer": customers})
+    with pytest.raises(ShapeError, match=r"'loss' has shape \(2, 3\), expected \(2, 2\)"):
+        score.table(stack.grid(seed=range(2)), {"customer": customers[:2]})
+
+
+def test_the_table_of_scores_by_domain_has_a_row_a_model_and_domain():
+    found = soup.scores_by_domain(NET, stack.init(NET, 2, seed=0), noisy())
+    table = found.table(stack.grid(seed=[0, 1]), {"domain": ["upright", "turned", "edges"]})
+    assert table.domain.tolist() == ["upright", "turned", "edges"] * 2
+    assert table.loss.tolist() == found.loss.flatten().tolist()
+
+
+def test_the_table_of_a_trial_has_a_row_a_specialist(pair):
+    one, other, split = pair
+    found = tried(stack.chain([one, other]), stack.chain([other, one]), split)
+    table = found.table(stack.grid(customer=["Ann", "Bob"]))
+    assert list(table) == ["customer", "gain_nats", "gain_nats_low", "gain_nats_high", "ships"]
+    assert table.ships.tolist() == found.ships.tolist()
+    assert table.gain_nats.tolist() == found.gain_nats.mean.tolist()
+    assert table.gain_nats_low.tolist() == found.gain_nats.low.tolist()
+    assert table.gain_nats_high.tolist() == found.gain_nats.high.tolist()
+    with pytest.raises(ShapeError, match=r"has shape \(2,\), expected \(3,\)"):
+        found.table(stack.grid(customer=range(3)))

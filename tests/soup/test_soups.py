@@ -562,3 +562,22 @@ def test_soups_on_another_device_stay_there_and_what_is_shown_comes_back_with_th
         assert asked_away[0].device == device
         assert torch.equal(asked_away[0].cpu(), asked[0])
     assert all(torch.equal(*pair) for pair in zip(shown, shown_away, strict=True))
+
+
+def test_the_table_of_training_has_a_row_a_soup_and_step():
+    found = trained(lived(seeds=(0, 1)), weights(0, 1, steps=3), [0, 1])
+    table = found.table(stack.grid(seed=[0, 1]))
+    assert table.seed.tolist() == [0, 0, 0, 1, 1, 1]
+    assert table.step.tolist() == [1, 2, 3] * 2
+    assert table.loss.tolist() == found.losses.flatten().tolist()
+    with pytest.raises(ShapeError, match=r"'loss' has shape \(2, 3\), expected \(1, 3\)"):
+        found.table(stack.grid(seed=[0]))
+
+
+def test_the_table_of_single_domains_has_a_row_a_seed_and_soup():
+    kinds = {"generic": lived(experts=0, seeds=(0, 1)), "soup": lived(seeds=(0, 1))}
+    score = soup.score_single_domains(NET, kinds, blobs())
+    table = score.table(stack.grid(seed=[0, 1]), {"soup": kinds})
+    assert table.soup.tolist() == ["generic", "soup"] * 2
+    assert table.loss.tolist() == score.loss.flatten().tolist()
+    assert table.accuracy.tolist() == score.accuracy.flatten().tolist()

@@ -185,3 +185,15 @@ def test_on_a_second_device_a_router_says_what_it_says_on_the_cpu(net, kind):
         assert {tensor.device for tensor in away.values()} == {other}
         said = torch.func.functional_call(router, stack.take(away, 1), (X.to(other),))
         assert torch.allclose(said.cpu(), expected[1], atol=1e-5)
+
+
+def test_the_tables_of_routers_have_a_row_a_router_and_epoch_or_a_row_a_router():
+    net = NETS["mlp"]
+    router = specialists.Router(net, 2)
+    rows = stack.grid(checkpoint=[20, 80, 320])
+    fitted = specialists.fit_router(router, experts(net), SPLIT, steps=4, batch=20)
+    history = fitted.table(rows)
+    assert history.checkpoint.tolist() == [20, 20, 80, 80, 320, 320]
+    assert history.step.tolist() == [2, 4] * 3
+    score = train.evaluate(router, fitted.stack, SPLIT)
+    assert score.table(rows).loss.tolist() == score.loss.tolist()

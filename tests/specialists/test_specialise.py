@@ -255,3 +255,27 @@ def test_a_pull_is_where_its_models_are(name):
         pull = pull_of(stack.map(lambda tensor: tensor.to(other), models), 0.5, stream(0, "hold"))
         assert stack.device(pull) == other
         assert equal(stack.map(lambda shares: shares.cpu(), pull), expected)
+
+
+def test_the_table_of_what_couples_lose_has_a_row_a_couple():
+    losses = specialists.CoupleLosses(home=torch.tensor([0.5, 0.25]), merged=torch.tensor([1.0, 2.0]))
+    table = losses.table(stack.grid(angle=[10.0, 20.0]))
+    assert table.to_dict("list") == {"angle": [10.0, 20.0], "home_loss": [0.5, 0.25], "merged_loss": [1.0, 2.0]}
+    with pytest.raises(ShapeError, match=r"'home_loss' has shape \(2,\), expected \(3,\)"):
+        losses.table(stack.grid(seed=range(3)))
+
+
+def test_the_table_of_kinship_has_a_row_for_every_two_of_a_family():
+    cka_of, distance = torch.rand(2, 2, 3, 3, generator=stream(0, "kin"))
+    kin = specialists.Kinship(cka_of, distance)
+    table = kin.table(stack.grid(seed=range(2)), members=["A", "B", "C"])
+    assert list(table) == ["seed", "one", "other", "cka", "distance"]
+    assert len(table) == 2 * 3 * 3
+    for row in table.itertuples():
+        place = row.seed, "ABC".index(row.one), "ABC".index(row.other)
+        assert row.cka == cka_of[place].item()
+        assert row.distance == distance[place].item()
+    with pytest.raises(ShapeError, match=r"expected \(2, 2, 2\)"):
+        kin.table(stack.grid(seed=range(2)), members=["A", "B"])
+    with pytest.raises(ShapeError, match=r"expected \(1, 3, 3\)"):
+        kin.table(stack.grid(seed=range(1)), members=["A", "B", "C"])

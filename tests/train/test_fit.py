@@ -266,6 +266,27 @@ def test_one_step_is_enough(digits):
     assert len(train.fit(NET, stack.init(NET, 1, seed=0), digits.train, steps=1).history) == 1
 
 
+def test_the_table_of_a_fit_is_its_history_with_the_grids_words_for_a_model(some):
+    fitted = train.fit(NET, stack.init(NET, 3, seed=0), some, epochs=2, batch=100)
+    rows = stack.grid(plant=["A", "B", "C"])
+    table = fitted.table(rows)
+    assert list(table) == ["plant", "epoch", "step", "loss"]
+    assert len(table) == len(fitted.history)
+    for told in fitted.history.itertuples():
+        row = table.query("plant == @rows.plant[@told.model] and epoch == @told.epoch")
+        assert row.step.tolist() == [told.step]
+        assert row.loss.tolist() == [told.loss]
+
+
+def test_a_history_of_other_models_than_the_grids_or_with_a_column_twice_is_refused(digits):
+    fitted = train.fit(NET, stack.init(NET, 2, seed=0), digits.train, steps=1)
+    with pytest.raises(ShapeError, match=r"has shape \(2, 1\), expected \(3, 1\)"):
+        fitted.table(stack.grid(seed=range(3)))
+    for name in ("epoch", "step", "loss"):
+        with pytest.raises(ParameterError, match=f"two columns would be called '{name}'"):
+            fitted.table(stack.grid(**{name: [1, 2]}))
+
+
 def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):
     net = data.torchvision().models.resnet18(num_classes=10)
     few = data.Split(digits.train.x[:8].expand(-1, 3, -1, -1).repeat(1, 1, 4, 4), digits.train.y[:8])

@@ -1,10 +1,12 @@
 import pytest
 import torch
 from devices import second_device
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from paramarket import data, stack, train
-from paramarket.errors import DataError
+from paramarket.errors import DataError, ShapeError
 
 NET = stack.mlp(64, [16], 10)
 
@@ -37,3 +39,36 @@ def test_a_score_is_the_same_from_a_second_device_and_comes_back_to_the_cpu(digi
         there = train.evaluate(NET, stack.map(lambda tensor: tensor.to(device), many), digits.test)
     here = train.evaluate(NET, many, digits.test)
     assert all(torch.equal(one, other) for one, other in zip(there, here, strict=True))
+
+
+@given(st.integers(1, 4), st.integers(1, 3))
+def test_the_table_of_a_score_has_a_row_a_model_or_a_row_a_model_and_class(models, classes):
+    generator = torch.Generator().manual_seed(10 * models + classes)
+    loss, accuracy = torch.rand(2, models, generator=generator)
+    by_class = torch.rand(models, classes, generator=generator)
+    score, rows = train.Score(loss, accuracy, by_class), stack.grid(seed=range(models))
+    table = score.table(rows)
+    assert list(table) == ["seed", "loss", "accuracy"]
+    assert table.loss.tolist() == loss.tolist()
+    assert table.accuracy.tolist() == accuracy.tolist()
+    names = list("abc")[:classes]
+    long = score.class_table(rows, names)
+    assert list(long) == ["seed", "class", "accuracy"]
+    assert (long.pivot(index="seed", columns="class", values="accuracy").to_numpy() == by_class.numpy()).all()
+
+
+def test_the_score_of_lines_names_their_further_axis():
+    loss, accuracy = torch.rand(2, 3, 5)
+    score = train.Score(loss, accuracy, torch.rand(3, 5, 2))
+    table = score.table(stack.grid(pair=range(3)), {"t": torch.linspace(0, 1, 5)})
+    assert list(table) == ["pair", "t", "loss", "accuracy"]
+    assert (table.pivot(index="pair", columns="t", values="loss").to_numpy() == loss.numpy()).all()
+    assert table.t.unique().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_score_of_other_models_than_the_grids_is_refused():
+    score = train.Score(torch.rand(3), torch.rand(3), torch.rand(3, 2))
+    with pytest.raises(ShapeError, match=r"'loss' has shape \(3,\), expected \(2,\)"):
+        score.table(stack.grid(seed=range(2)))
+    with pytest.raises(ShapeError, match=r"'accuracy' has shape \(3, 2\), expected \(3, 1\)"):
+        score.class_table(stack.grid(seed=range(3)), ["cat"])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -186,6 +187,21 @@ class Quote(NamedTuple):
     losses: Float[Tensor, "Q C"]
     models: Stack
 
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a lineup: the columns of a grid, and what the chosen mixture is and gains on the split that chose it.
+
+        `mixture` (its number, 0 is no purchase), `share` (of the sellers in it, mean over layers), `gain_nats`,
+        `gain_points` (accuracy points), `gain_relative` (share of the loss before)
+        """
+        return stack.table(
+            rows,
+            mixture=self.choice,
+            share=1 - self.weights[:, :, 0].mean(dim=1),
+            gain_nats=self.gain_nats,
+            gain_points=self.gain_points,
+            gain_relative=self.gain_relative,
+        )
+
 
 def quote(
     net: nn.Module,
@@ -255,6 +271,22 @@ class Audit(NamedTuple):
     gain_relative: Interval
     class_points: Float[Tensor, "Q classes"]
     changes: Float[Tensor, "Q n"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a purchase: the columns of a grid, and its gains, each with `_low` and `_high` (its interval).
+
+        `gain_points` (accuracy points), `gain_nats`, `gain_relative` (share of the loss before)
+        """
+        return stack.table(
+            rows,
+            **self.gain_points.columns("gain_points"),
+            **self.gain_nats.columns("gain_nats"),
+            **self.gain_relative.columns("gain_relative"),
+        )
+
+    def class_table(self, rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+        """One row a purchase and class: the columns of a grid, `class`, `gain_points` (accuracy points) on it."""
+        return stack.table(rows, {"class": classes}, gain_points=self.class_points)
 
 
 @torch.no_grad()

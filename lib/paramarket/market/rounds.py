@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from paramarket import price, stack
 from paramarket.align import PermutationSpec, permutation_spec
 from paramarket.base import is_watched, stream
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.market import broker
 from paramarket.market.broker import Audit, Quote
 from paramarket.market.ledger import Books, Ledger, open_books, pay, record_quotes
@@ -38,6 +39,43 @@ class Outcome(NamedTuple):
     models: Stack
     accuracy: Float[Tensor, "markets rounds agents"]
     euros: Float[Tensor, "markets rounds accounts"]
+
+    def table(self, rows: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
+        """One row a market, day and agent: the columns of a grid, `day`, `agent`, `accuracy` (a share, on test).
+
+        agents: their names, in the order in which they stand in every market · day: the round, from 1 on
+        """
+        return stack.table(rows, {"day": self._days(), "agent": agents}, accuracy=self.accuracy)
+
+    def money_table(self, rows: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
+        """One row a market, day and account: the columns of a grid, `day`, `account`, `euros` (on it, after the day).
+
+        account: the agents' names, as in `table`, and "broker"
+        """
+        return stack.table(rows, {"day": self._days(), "account": [*agents, "broker"]}, euros=self.euros)
+
+    def quote_table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a quote, its index the trade's number: the columns of a grid say of which market, then the ledger's.
+
+        The ledger's own words for a market (`market`, `seed`, `match`, `rule`) give way to the grid's, its `round` is
+        called `day`; see `Ledger` for all others and their units.
+        Raises ShapeError unless there is one row a market, ParameterError for a column of the grid that the ledger has
+        as well, and where nobody has asked for a quote.
+        """
+        quotes = self.ledger.rows
+        if len(rows) != len(self.accuracy):
+            raise ShapeError(f"a grid of {len(rows)} rows for {len(self.accuracy)} markets: expected a row a market.")
+        if quotes.empty:
+            raise ParameterError("nobody has asked for a quote: no market opened, or nobody in it buys.")
+        told = quotes.drop(columns=["market", "seed", "match", "rule"]).rename(columns={"round": "day"})
+        for name in rows:
+            if name in told:
+                raise ParameterError(f"two columns would be called {name!r}: rename the grid's.")
+        of_market = rows.iloc[quotes.market].set_index(quotes.index)
+        return of_market.join(told)
+
+    def _days(self) -> range:
+        return range(1, self.accuracy.shape[1] + 1)
 
 
 def run(

@@ -73,7 +73,10 @@ def best_blend(net: nn.Module, a: Stack, b: Stack, split: Split, *, shares: Sequ
 
 
 def walk(net: nn.Module, lines: Iterable[Stack], split: Split) -> Score:
-    """The score of every stop on every line: loss and accuracy [lines, points], on the CPU."""
+    """The score of every stop on every line: loss and accuracy [lines, points], on the CPU.
+
+    As a table, one row a line and stop: `walk(…).table(lines, {"t": torch.linspace(0, 1, points)})`.
+    """
     scores = [evaluate(net, line, split) for line in lines]
     points = {len(score.loss) for score in scores}
     if len(points) != 1:

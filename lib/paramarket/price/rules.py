@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 
+from paramarket import stack
 from paramarket.errors import ParameterError
 from paramarket.price.money import whole_units
 
@@ -29,6 +31,23 @@ class Deal(NamedTuple):
     buyer: float | np.ndarray
     seller: float | np.ndarray
     broker: float | np.ndarray
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a meeting: the columns of a grid, `traded`, `refunded`, and money in the unit of value and cost.
+
+        Money: `paid`, `received`, `buyer_surplus`, `seller_surplus`, `broker_surplus`. For deals that are arrays.
+        """
+        deals = Deal(*map(np.asarray, self))  # of a single deal these are no columns, and `table` says so
+        return stack.table(
+            rows,
+            traded=deals.traded,
+            refunded=deals.refunded,
+            paid=deals.paid,
+            received=deals.received,
+            buyer_surplus=deals.buyer,
+            seller_surplus=deals.seller,
+            broker_surplus=deals.broker,
+        )
 
 
 def settle(

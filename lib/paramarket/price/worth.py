@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from paramarket import stack
 from paramarket.base import check_list
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.price.rules import settle
@@ -24,6 +26,14 @@ class Curse(NamedTuple):
     measured: Float[Tensor, "Q sizes"]
     gaussian: Float[Tensor, "Q sizes"]
     independent: Float[Tensor, "Q sizes"]
+
+    def table(self, rows: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:
+        """One row a purchase, number of examples and estimate: by how much the gain is told too high, nats.
+
+        Columns: a grid's, `examples` (the sizes), `estimate` ("measured", "gaussian", "independent"), `excess_nats`.
+        """
+        excess = torch.stack(list(self), dim=-1)
+        return stack.table(rows, {"examples": sizes, "estimate": self._fields}, excess_nats=excess)
 
 
 def winners_curse(losses: Float[Tensor, "Q C n"], sizes: Sequence[int], generator: Generator) -> Curse:
@@ -109,6 +119,14 @@ class LemonMarket(NamedTuple):
     no_warranty: Float[Tensor, "Q shares"]
     warranty: Float[Tensor, "Q shares"]
 
+    def table(self, rows: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+        """One row a meeting, share of lemons and kind of market: the surplus, euros.
+
+        Columns: a grid's, `lemons` (their share among the sellers), `warranty` (whether there is one), `surplus`.
+        """
+        surplus = torch.stack([self.no_warranty, self.warranty], dim=-1)
+        return stack.table(rows, {"lemons": shares, "warranty": [False, True]}, surplus=surplus)
+
 
 def lemon_market(
     good: Float[Tensor, " Q"],
@@ -147,6 +165,13 @@ class SurplusParts(NamedTuple):
     seller: Float[Tensor, " groups"]
     broker: Float[Tensor, " groups"]
     lost: Float[Tensor, " groups"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a group of meetings and part: the columns of a grid, `part`, `surplus` (a meeting, in their unit).
+
+        part: "buyer", "seller", "broker" or "lost"
+        """
+        return stack.table(rows, {"part": self._fields}, surplus=torch.stack(list(self), dim=-1))
 
 
 def surplus_parts(value: np.ndarray, cost: np.ndarray, paid: Any, received: Any = None) -> SurplusParts:

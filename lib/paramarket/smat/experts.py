@@ -136,6 +136,15 @@ class Sparsity(NamedTuple):
     expected: Float[Tensor, "K M"]
     merged: Float[Tensor, " K"]
 
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a run and expert: the columns of a grid, `expert` (from 0 on), and the three shares.
+
+        `closed`, `expected`, and `merged`, which is the run's and stands beside each of its experts
+        """
+        experts = self.closed.shape[1]
+        merged = self.merged.unsqueeze(1).expand(-1, experts)
+        return stack.table(rows, {"expert": range(experts)}, closed=self.closed, expected=self.expected, merged=merged)
+
 
 @torch.no_grad()
 def sparsity(gates: Stack) -> Sparsity:

@@ -71,6 +71,17 @@ class Tuned(NamedTuple):
     experts: SparseExperts
     history: pd.DataFrame
 
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The history, one row a run, recorded step and expert: the columns of a grid say which run.
+
+        Behind them: `step` (how many are done), `expert` (from 0 on), and the history's other columns.
+        """
+        steps = self.history.step.unique()
+        experts = self.history.expert.unique()
+        by_run = self.history.sort_values(["run", "step", "expert"]).drop(columns=["run", "step", "expert"])
+        measured = {name: by_run[name].to_numpy().reshape(-1, len(steps), len(experts)) for name in by_run}
+        return stack.table(rows, {"step": steps, "expert": experts}, **measured)
+
 
 def meta_tune(
     net: nn.Module,
@@ -267,6 +278,10 @@ class Accuracies(NamedTuple):
 
     tuned: Float[Tensor, " K"]
     pretrained: Float[Tensor, " K"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a run: the columns of a grid, `accuracy` and `pretrained_accuracy` (shares of its queries)."""
+        return stack.table(rows, accuracy=self.tuned, pretrained_accuracy=self.pretrained)
 
 
 @torch.no_grad()

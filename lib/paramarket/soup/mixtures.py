@@ -4,10 +4,11 @@ mix(h) = sum_i h_i D_i (Soup-of-Experts, Ablin et al. 2025): first a domain by h
 customer's h is found from a few examples, and how a specialist is tried before it ships.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from paramarket.base import Interval, check_list, interval, stream, whole_number
 from paramarket.data import Split, concat
 from paramarket.errors import DataError, ParameterError
-from paramarket.stack import Stack, features, flat, forward, init, leading, mlp
+from paramarket.stack import Stack, features, flat, forward, init, leading, mlp, table
 from paramarket.train import Score, evaluate, fit
 
 
@@ -133,6 +134,13 @@ class MixtureScore(NamedTuple):
 
     loss: Float[Tensor, "K J"]
     accuracy: Float[Tensor, "K J"]
+
+    def table(self, rows: pd.DataFrame, along: Mapping[str, Iterable[object]]) -> pd.DataFrame:
+        """One row for each of K and J: the columns of a grid, the axis J, `loss` (nats) and `accuracy` (a share).
+
+        along: what J stands for, and the values along it: {"customer": names}
+        """
+        return table(rows, along, loss=self.loss, accuracy=self.accuracy)
 
 
 def score_mixtures(
@@ -251,6 +259,10 @@ class Trial(NamedTuple):
 
     gain_nats: Interval
     ships: Bool[Tensor, " K"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a specialist: the columns of a grid, `gain_nats` with `_low` and `_high` (its interval), `ships`."""
+        return table(rows, **self.gain_nats.columns("gain_nats"), ships=self.ships)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ plain parameters: no soup is needed to run a specialist. A model trained alone i
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,6 +35,11 @@ class SoupFit(NamedTuple):
 
     soup: Soup
     losses: Float[Tensor, "K steps"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a soup and step: the columns of a grid, `step` (from 1 on), `loss` (nats, of the step's batch)."""
+        steps = range(1, self.losses.shape[1] + 1)
+        return stack.table(rows, {"step": steps}, loss=self.losses)
 
 
 class Kind(NamedTuple):

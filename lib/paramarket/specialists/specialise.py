@@ -6,6 +6,7 @@ A couple is a model of stack `a` and the model of stack `b` at the same place, g
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
@@ -88,6 +89,10 @@ class CoupleLosses(NamedTuple):
     home: Float[Tensor, " couples"]
     merged: Float[Tensor, " couples"]
 
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a couple: the columns of a grid, `home_loss` and `merged_loss` (nats)."""
+        return stack.table(rows, home_loss=self.home, merged_loss=self.merged)
+
 
 def couple_losses(net: nn.Module, a: Stack, b: Stack, split: Split, *, angles: Sequence[float]) -> CoupleLosses:
     """How every couple does at home, and how its average does on the target, which is the split.
@@ -135,6 +140,14 @@ class Kinship(NamedTuple):
 
     cka: Float[Tensor, "K J J"]
     distance: Float[Tensor, "K J J"]
+
+    def table(self, rows: pd.DataFrame, members: Sequence[object]) -> pd.DataFrame:
+        """One row a family and two of its members: the columns of a grid, `one`, `other`, `cka` (0 to 1), `distance`.
+
+        members: names of the J models · distance: in units of the mean length of the family's weights
+        Each two stand there twice, either way round, and each beside itself.
+        """
+        return stack.table(rows, {"one": members, "other": members}, cka=self.cka, distance=self.distance)
 
 
 def kinship(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> Kinship:

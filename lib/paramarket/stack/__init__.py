@@ -1,6 +1,7 @@
 """Models as values. A model is its parameters, a stack is K models side by side on one more leading axis.
 
 Two verbs carry the project: `forward` runs all K models at once, `mix` makes new models as weighted sums of old ones.
+A table says which model is which: `grid` makes its rows, `table` puts behind them what was measured.
 """
 
 from paramarket.stack.files import Params, card, card_of, content_hash, load, save
@@ -16,6 +17,7 @@ from paramarket.stack.nets import (
     residual_mlp,
     split_first,
 )
+from paramarket.stack.tables import grid, table
 from paramarket.stack.values import (
     Packed,
     Stack,
@@ -67,6 +69,7 @@ __all__ = [
     "flat",
     "forward",
     "from_vectors",
+    "grid",
     "init",
     "is_dense",
     "join",
@@ -85,6 +88,7 @@ __all__ = [
     "residual_mlp",
     "save",
     "split_first",
+    "table",
     "take",
     "unflat",
     "vectors",

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from paramarket.base import lend_generator, stream
-from paramarket.errors import ShapeError, unknown
+from paramarket.errors import ParameterError, ShapeError, unknown
 from paramarket.stack.files import Params
 from paramarket.stack.nets import dense_outputs, is_dense
 
@@ -143,11 +144,18 @@ def copy(models: Stack) -> Stack:
 def take(stack: Stack, index: Any) -> Stack | Params:
     """Some of the models, like tensor indexing: a slice, list or mask keeps the axis, an int drops it.
 
+    The index of some rows of a grid takes their models: `take(models, rows.query("network == 'A'").index)`. Raises
+    ParameterError for the index of a table that does not number its rows.
+
     >>> from paramarket import stack
     >>> models = stack.init(stack.mlp(4, [3], 2), copies=5, seed=0)
     >>> stack.count(stack.take(models, slice(2))), tuple(stack.take(models, 0)["1.weight"].shape)
     (2, (3, 4))
     """
+    if isinstance(index, pd.Index):
+        if not pd.api.types.is_integer_dtype(index):
+            raise ParameterError(f"an index of {index.dtype}, expected whole numbers: those of a grid's rows.")
+        index = torch.tensor(index.to_numpy())
     return map(lambda tensor: tensor[index], stack)
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, check, copy, device, forward, pack
+from paramarket.stack import Stack, check, copy, device, forward, pack, table
 from paramarket.train.gradients import make_backward
 from paramarket.train.optimisers import StackOptimizer, learning_rates, prepare_pull, pull_back
 
@@ -32,6 +32,18 @@ class Fit(NamedTuple):
     history: pd.DataFrame
     state: dict[str, Tensor]
     kept: dict[int, Stack]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The history, one row a model and epoch: the columns of a grid (see `stack.grid`) say which model.
+
+        Behind them: `epoch` and `step` (how many are done), `loss` (mean training cross-entropy of the epoch, nats).
+        """
+        epochs = self.history.epoch.unique()
+        by_model = self.history.sort_values(["model", "epoch"])
+        shape = (-1, len(epochs))
+        step = by_model.step.to_numpy().reshape(shape)
+        loss = by_model.loss.to_numpy().reshape(shape)
+        return table(rows, {"epoch": epochs}, step=step, loss=loss)
 
 
 def fit(

@@ -1,7 +1,9 @@
 """Scoring a whole stack on a split: loss, accuracy, accuracy by class."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,11 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from paramarket.data import Split
 from paramarket.errors import DataError, TrainingError
-from paramarket.stack import Stack, device, forward
+from paramarket.stack import Stack, device, forward, table
 
 
 class Score(NamedTuple):
-    """What K models reach on a split.
+    """What K models reach on a split; of lines of models, or on several splits, with one more axis behind K.
 
     loss: mean cross-entropy (nats) · accuracy · class_accuracy: NaN where the split has no example of a class
     """
@@ -21,6 +23,17 @@ class Score(NamedTuple):
     loss: Float[Tensor, " K"]
     accuracy: Float[Tensor, " K"]
     class_accuracy: Float[Tensor, "K classes"]
+
+    def table(self, rows: pd.DataFrame, along: Mapping[str, Iterable[object]] | None = None) -> pd.DataFrame:
+        """The rows of a grid (see `stack.grid`), with `loss` (mean cross-entropy, nats) and `accuracy` (a share).
+
+        along: the axis behind K, where there is one, and the values along it, as `stack.table` takes them
+        """
+        return table(rows, along, loss=self.loss, accuracy=self.accuracy)
+
+    def class_table(self, rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+        """One row a model and class: the columns of a grid, `class`, and the `accuracy` on that class (a share)."""
+        return table(rows, {"class": classes}, accuracy=self.class_accuracy)
 
 
 @torch.no_grad()
