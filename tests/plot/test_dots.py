@@ -1,8 +1,20 @@
+import numpy as np
 import pytest
 import torch
 
 from paramarket import plot
 from paramarket.base import interval
+
+
+def error_bars(axis):
+    """{(colour, row): (low, high)} of seaborn's error bars: lines without a mark, nan between their parts."""
+    bars = {}
+    for line in axis.lines:
+        x, y = line.get_data()
+        if line.get_marker() == "None" and np.isfinite(x).any():
+            bars[line.get_color(), round(np.nanmean(y), 6)] = (np.nanmin(x), np.nanmax(x))
+    return bars
+
 
 SEEDS = torch.rand(5, generator=torch.Generator().manual_seed(0))
 
@@ -16,6 +28,9 @@ def test_ways_show_every_cost_and_cut_off_what_lies_far_below(drawn):
     assert any("20 ms" in text for text in texts)
     assert any("3    1.50" in text for text in texts)
     assert axis.get_xlim()[0] > 0.7
+    bars = error_bars(axis)
+    assert len(bars) == 6
+    assert bars[plot.COLOURS[0], 0] == pytest.approx(interval(good["way 0"][0])[1:])
 
 
 ONE = {"one": torch.tensor([0.9, 1.0, 1.1])}
@@ -47,12 +62,20 @@ def test_a_price_sheet_has_a_row_a_way_from_the_top_and_its_costs_beside_it_unde
 def test_a_price_sheet_marks_every_mean_in_its_row_with_its_interval(drawn):
     sheet(BOTH, ONE)
     (axis,) = drawn()
-    marks = {(round(line.get_xdata()[0], 4), line.get_ydata()[0]) for line in axis.lines}
-    for row, values in ((0, ONE["one"]), (0, BOTH["mixed"]), (1, ONE["one"])):
-        assert {(round(end, 4), row) for end in interval(values)} <= marks
-    assert len(marks) == 9
-    colours = [bars.lines[0].get_color() for bars in axis.containers]
-    assert colours[0] == colours[2] != colours[1]
+    one, mixed = (line for line in axis.lines if line.get_marker() in "oD" and len(line.get_xdata()))
+    assert one.get_xdata() == pytest.approx([1, 1])
+    assert mixed.get_xdata() == pytest.approx([2.1, np.nan], nan_ok=True)
+    assert one.get_color() != mixed.get_color()
+    assert list(one.get_ydata()) == list(mixed.get_ydata()) == [0, 1]
+    expected = {
+        (one.get_color(), 0): ONE["one"],
+        (one.get_color(), 1): ONE["one"],
+        (mixed.get_color(), 0): BOTH["mixed"],
+    }
+    bars = error_bars(axis)
+    assert bars.keys() == expected.keys()
+    for place, values in expected.items():
+        assert bars[place] == pytest.approx(interval(values)[1:])
 
 
 @pytest.mark.parametrize("reached", [(BOTH, BOTH, BOTH), (BOTH, ONE), (ONE, BOTH)])
@@ -63,8 +86,14 @@ def test_the_legend_of_a_price_sheet_holds_each_kind_once(drawn, reached):
 
 
 def test_class_accuracy_has_a_place_for_every_kind(drawn):
-    plot.class_accuracy(["a", "b"], {"A": torch.rand(5, 2), "B": torch.rand(5, 2)}, "title")
-    assert [label.get_text() for label in drawn()[0].get_xticklabels()] == ["a", "b"]
+    rows = {"A": torch.rand(5, 2), "B": torch.rand(5, 2)}
+    plot.class_accuracy(["a", "b"], rows, "title", "camera")
+    (axis,) = drawn()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b"]
+    assert axis.get_xlabel() == "camera"
+    marks = [line for line in axis.lines if line.get_marker() == "o" and len(line.get_ydata())]
+    for line, values in zip(marks, rows.values(), strict=True):
+        assert line.get_ydata() == pytest.approx(values.mean(dim=0).tolist())
 
 
 def test_arrows_go_from_before_to_after_and_bear_the_colour_of_their_direction(drawn):

@@ -6,15 +6,28 @@ from paramarket.base import interval
 from paramarket.train import Score
 
 
-def test_learning_curves_draw_mean_and_interval(drawn):
+def test_curves_draw_mean_and_interval(drawn):
     values = torch.rand(5, 4)
-    plot.learning_curves(range(4), {"A": values, "B": values + 1}, "title")
+    plot.curves(range(4), {"": {"A": values, "B": values + 1}}, ("day", "share"), "title")
     (axis,) = drawn()
-    assert torch.allclose(torch.tensor(axis.lines[0].get_ydata()), values.double().mean(0))
-    low = axis.collections[0].get_paths()[0].vertices[:, 1].min()
-    assert low == pytest.approx(interval(values).low.min())
-    assert axis.get_title(loc="left") == "title"
-    assert axis.get_xlabel() == "training (epochs)"
+    for shift, line, band in zip((0, 1), axis.lines, axis.collections, strict=False):
+        mean, low, high = (each + shift for each in interval(values))
+        assert line.get_ydata() == pytest.approx(mean)
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((low.min(), high.max()))
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("day", "share")
+    assert axis.figure.get_suptitle() == "title"
+
+
+def test_a_line_keeps_its_colour_in_every_panel(drawn):
+    a, b, c = torch.rand(3, 5, 2)
+    plot.curves([0, 1], {"one": {"a": a, "b": b}, "other": {"b": b, "c": c}}, ("x", "y"), "title")
+    one, other = drawn()
+    by_height = {line.get_ydata()[0]: line.get_color() for line in one.lines if len(line.get_ydata())}
+    again = {line.get_ydata()[0]: line.get_color() for line in other.lines if len(line.get_ydata())}
+    (shared,) = by_height.keys() & again.keys()
+    assert by_height[shared] == again[shared]
+    assert len({*by_height.values(), *again.values()}) == 3
 
 
 def test_curves_share_ticks_and_one_legend(drawn):
@@ -35,7 +48,7 @@ def test_a_turning_point_is_marked_in_both_rows(drawn):
 
 def test_a_loss_path_shows_loss_and_accuracy_from_a_to_b(drawn):
     walked = Score(torch.rand(5, 3) + 1, torch.rand(5, 3), torch.rand(5, 3, 4))
-    plot.loss_path([0, 0.5, 1], {"as they are": walked}, "title")
+    plot.loss_path(torch.linspace(0, 1, 3), {"as they are": walked}, "title")
     loss, accuracy = drawn()
     assert torch.allclose(torch.tensor(loss.lines[0].get_ydata()), walked.loss.double().mean(0))
     assert torch.allclose(torch.tensor(accuracy.lines[0].get_ydata()), walked.accuracy.double().mean(0))

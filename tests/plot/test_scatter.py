@@ -8,8 +8,10 @@ def test_a_trail_shows_every_seed_and_goes_along_the_means(drawn):
     x, y = torch.rand(5, 4), torch.rand(5, 4)
     plot.trails({"20°": (x, y)}, ("CKA", "loss"), "title")
     (axis,) = drawn()
-    dots, line = axis.lines
-    assert len(dots.get_xdata()) == 20
+    (dots,) = axis.collections
+    spots = torch.tensor(dots.get_offsets().data).float()
+    assert set(map(tuple, spots.tolist())) == set(zip(x.flatten().tolist(), y.flatten().tolist(), strict=True))
+    line = axis.lines[0]
     assert torch.allclose(torch.tensor(line.get_ydata()), y.mean(dim=0).double(), atol=1e-6)
     assert [text.get_text() for text in axis.get_legend().texts] == ["20°"]
 

@@ -1,4 +1,4 @@
-"""One style, and one function for every picture that the notebooks show; a file holds one kind of picture.
+"""One style, the interval that seaborn draws, and pictures that take more than one call; a file holds one kind of them.
 
 matplotlib and seaborn take seconds to import: the files open when one of their names is first asked for (PEP 562), so
 that whoever draws nothing does not wait.
@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramarket.plot.bars import layer_bars, money_bars, share_bars, surplus_bars
+    from paramarket.plot.bars import layer_bars, share_bars, surplus_bars
     from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
     from paramarket.plot.images import filters, image_row
-    from paramarket.plot.lines import curves, labels_curve, learning_curves, loss_path, panels, sweeps, turning
-    from paramarket.plot.look import COLOURS, controls, percent, style
+    from paramarket.plot.lines import curves, labels_curve, loss_path, panels, sweeps, turning
+    from paramarket.plot.look import COLOURS, controls, interval95, percent, style
     from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
     from paramarket.plot.scatter import Spots, frontier, method_plane, trails
 
@@ -30,14 +30,13 @@ __all__ = [
     "gain_rows",
     "harm_table",
     "image_row",
+    "interval95",
     "labels_curve",
     "layer_bars",
-    "learning_curves",
     "loss_path",
     "loss_plane",
     "matrices",
     "method_plane",
-    "money_bars",
     "panels",
     "percent",
     "price_sheet",

@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from paramarket.base import Interval, interval
-from paramarket.plot.look import COLOURS, headline, percent, whiskers
+from paramarket.plot.look import COLOURS, headline, interval95, percent, tidy, whiskers
 
+DOTS = {"errorbar": interval95, "linestyle": "none", "capsize": 0.25, "err_kws": {"linewidth": 1.5}}
 IN_ROW = ("axes fraction", "data")  # across: a share of the picture's width; down: a row
 
 
@@ -23,22 +25,21 @@ def ways(rows: Mapping[str, tuple[Float[Tensor, " seeds"], int, float]], megabyt
     Rows far below the others are cut off, with an arrow; their number stands beside them.
     """
     _, axis = plt.subplots(figsize=(6.4, 1 + 0.36 * len(rows)))
+    table = tidy({name: values for name, (values, _, _) in rows.items()})
+    sns.stripplot(table, x="value", y="name", ax=axis, jitter=False, color="grey", size=4.5, alpha=0.6, zorder=1)
+    sns.pointplot(table, x="value", y="name", ax=axis, marker="D", markersize=6, color=COLOURS[0], **DOTS)
     beside = {"xycoords": IN_ROW, "va": "center", "family": "monospace", "fontsize": 9}
-    found = [interval(values) for values, _, _ in rows.values()]
-    lows = [each.low for each in found]
+    lows = [interval(values).low for values, _, _ in rows.values()]
     left = np.median(lows) - 0.06
     for row, (values, kept, seconds) in enumerate(rows.values()):
-        mean = found[row].mean
-        axis.plot(values, np.full(len(values), row), "o", color="grey", markersize=3.5, alpha=0.6)
-        axis.errorbar(mean, row, xerr=whiskers(found[row]), fmt="D", color=COLOURS[0], capsize=4)
+        mean = values.mean().item()
         if mean < left:
             axis.annotate("◀ far below", (0.01, row), color=COLOURS[3], **beside)
         duration = f"{1000 * seconds:,.0f} ms" if seconds else "–"
         axis.annotate(f"{mean:>8.1%}  {kept:>4}  {kept * megabytes:>6.2f}  {duration:>8}", (1.02, row), **beside)
     axis.annotate(f"{'accuracy':>8}  {'nets':>4}  {'MB':>6}  {'to make':>8}", (1.02, -0.8), **beside)
-    axis.set(title=title, xlabel="accuracy", xlim=(max(left, min(lows) - 0.01), None))
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.invert_yaxis()
+    axis.set(title=title, xlabel="accuracy", ylabel="", xlim=(max(left, min(lows) - 0.01), None))
+    axis.grid(visible=True, axis="y")
     percent(axis, "x")
     plt.show()
 
@@ -59,24 +60,21 @@ def price_sheet(
     """One row a way: what it reaches, with the intervals, on a log scale; and beside it what it costs."""
     figure, axis = plt.subplots(figsize=(11, 1.3 + 0.42 * len(rows)))
     figure.subplots_adjust(left=0.23, right=0.58)
-    kinds = list(dict.fromkeys(what for way in rows.values() for what in way.reached))
-    looks = {what: {"color": COLOURS[k], "marker": "oD"[k % 2], "linestyle": "none"} for k, what in enumerate(kinds)}
+    table = pd.concat([tidy(way.reached).assign(way=name) for name, way in rows.items()], ignore_index=True)
+    kinds = table.name.nunique()
+    sns.pointplot(table, x="value", y="way", hue="name", ax=axis, markers=["o", "D"][:kinds], markersize=6, **DOTS)
     for row, way in enumerate(rows.values()):
-        for what, values in way.reached.items():
-            found = interval(values)
-            axis.errorbar(found.mean, row, xerr=whiskers(found), capsize=3, **looks[what])
         _beside(axis, row, way.costs)
     _beside(axis, -0.75, columns, weight="bold")
-    axis.set(xlabel=quantity, xscale="log", ylim=(len(rows) - 0.5, -0.5))
-    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(xlabel=quantity, ylabel="", xscale="log")
+    axis.grid(visible=True, axis="y")
     left, right = axis.get_xlim()
     ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10) if left <= tick <= right]
     ticks = ticks or [left, right]
     axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_title(title, pad=26)
-    marks = [Line2D([], [], label=what, **look) for what, look in looks.items()]
-    axis.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False)
+    sns.move_legend(axis, "lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, title=None)
     plt.show()
 
 
@@ -88,21 +86,13 @@ def _beside(axis: Axes, row: float, texts: Sequence[str], weight: str = "normal"
 
 
 def class_accuracy(
-    classes: Sequence[str], rows: Mapping[str, Float[Tensor, "seeds classes"]], title: str, what: str = "kind"
+    classes: Sequence[object], rows: Mapping[str, Float[Tensor, "seeds classes"]], title: str, what: str
 ) -> None:
-    """Accuracy per kind (or what else there is), one colour an owner, a line between them where they differ."""
+    """Accuracy per class, kind or camera, one colour an owner. what: what the classes are."""
     _, axis = plt.subplots()
-    places = np.arange(len(classes))
-    found = {name: interval(values) for name, values in rows.items()}
-    means = [each.mean for each in found.values()]
-    axis.vlines(places, np.min(means, axis=0), np.max(means, axis=0), color="lightgrey", linewidth=5, zorder=0)
-    for k, (name, each) in enumerate(found.items()):
-        look = {"fmt": "o", "markersize": 8, "color": COLOURS[k], "capsize": 3}
-        axis.errorbar(places, each.mean, whiskers(each), label=name, **look)
+    sns.pointplot(tidy(rows, classes), x="place", y="value", hue="name", ax=axis, dodge=0.3, markersize=8, **DOTS)
     axis.set(title=title, xlabel=what, ylabel="accuracy", ylim=(0, 1.05))
-    axis.set_xticks(places, classes)
-    axis.grid(visible=False, axis="x")
-    axis.legend(loc="lower center", ncols=len(rows))
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None)
     percent(axis)
     plt.show()
 

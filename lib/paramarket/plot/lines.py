@@ -1,40 +1,20 @@
 """Lines: numbers over steps, shares or settings. Each takes raw values, seeds first, and draws their 95 % interval."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
+import pandas as pd
+import seaborn as sns
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from paramarket.base import interval
-from paramarket.plot.look import COLOURS, headline, percent
+from paramarket.plot.look import COLOURS, headline, interval95, percent, tidy
 from paramarket.train import Score
 
 Numbers = Float[Tensor, "seeds settings"]
 Panels = Mapping[str, Mapping[str, Numbers]]  # {panel: {line: numbers}}
-
-
-def _band(axis: Axes, x: Sequence[float], values: Float[Tensor, "seeds points"], k: int, name: str) -> None:
-    """A line of means in colour k, the band its interval over seeds."""
-    mean, low, high = interval(values)
-    axis.plot(x, mean, color=COLOURS[k], label=name, marker="o", markersize=3.5)
-    axis.fill_between(x, low, high, color=COLOURS[k], alpha=0.2, linewidth=0)
-
-
-def learning_curves(steps: Sequence[int], curves: Mapping[str, Float[Tensor, "seeds steps"]], title: str) -> None:
-    """Accuracy against epochs, one line a name, the band its interval over seeds."""
-    _, axis = plt.subplots()
-    for k, (name, values) in enumerate(curves.items()):
-        _band(axis, steps, values, k, name)
-    axis.set(title=title, xlabel="training (epochs)", ylabel="accuracy")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(loc="lower right")
-    percent(axis)
-    plt.show()
+LOOK = {"errorbar": interval95, "err_kws": {"linewidth": 0}, "marker": "o", "markersize": 4.5, "markeredgewidth": 0}
 
 
 def panels(names: Sequence[str], values: Mapping[str, Float[Tensor, "panels seeds ticks"]]) -> Panels:
@@ -42,15 +22,38 @@ def panels(names: Sequence[str], values: Mapping[str, Float[Tensor, "panels seed
     return {name: {line: each[k] for line, each in values.items()} for k, name in enumerate(names)}
 
 
+def _table(lines: Panels, places: Sequence[float] | None = None) -> pd.DataFrame:
+    """What `tidy` makes of every panel, one beneath the other; "panel" says which."""
+    tables = [tidy(each, places).assign(panel=panel) for panel, each in lines.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _draw(table: pd.DataFrame, height: float, title: str, **facets: Any) -> sns.FacetGrid:
+    """A line a name in every panel, the band its interval over seeds; one legend for all, beneath them.
+
+    facets: for FacetGrid, which axes are shared and how high the rows are
+    """
+    row = "row" if "row" in table else None
+    grid = sns.relplot(
+        table, kind="line", x="place", y="value", hue="name", col="panel", row=row, facet_kws=facets, **LOOK
+    )
+    grid.set_titles("{col_name}", size="medium")
+    grid.figure.set_size_inches(9.6, height)
+    grid.figure.set_layout_engine("constrained")
+    sns.move_legend(grid, "outside lower center", ncols=4, title=None, frameon=True)
+    headline(grid.figure, title)
+    return grid
+
+
 def curves(ticks: Sequence[object], lines: Panels, axes_of: tuple[str, str], title: str) -> None:
-    """Panels side by side over the same ticks, one line a name, bands the intervals over seeds."""
-    figure, axes = plt.subplots(1, len(lines), figsize=(9.6, 3.9), sharey=True, squeeze=False, layout="constrained")
-    colours = list(dict.fromkeys(name for each in lines.values() for name in each))
-    for axis, (panel, each) in zip(axes[0], lines.items(), strict=True):
-        _lines(axis, ticks, each, colours)
-        axis.set(xlabel=axes_of[0], title=panel)
-    axes[0, 0].set_ylabel(axes_of[1])
-    _finish(figure, axes, title)
+    """Panels side by side over the same ticks, one line a name, bands the intervals over seeds.
+
+    The ticks are equally far apart, which is how doubling steps are to be read.
+    """
+    grid = _draw(_table(lines), 3.9, title)
+    grid.set_axis_labels(*axes_of)
+    grid.set(xticks=range(len(ticks)), xticklabels=ticks)
+    plt.show()
 
 
 def turning(
@@ -62,72 +65,53 @@ def turning(
     title: str,
 ) -> None:
     """Losses above, CKA beneath, over the same steps; one column a name, its critical step marked by a dotted line."""
-    size = {"figsize": (9.6, 6.4), "height_ratios": [3, 2], "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(names), sharex=True, sharey="row", squeeze=False, **size)
-    rows = [panels(names, losses), panels(names, similarity)]
-    colours = [*losses, *similarity]
-    for column, (name, step) in enumerate(zip(names, critical, strict=True)):
-        for axis, row in zip(axes[:, column], rows, strict=True):
-            _lines(axis, steps, row[name], colours)
+    above = _table(panels(names, losses)).assign(row="loss")
+    beneath = _table(panels(names, similarity)).assign(row="CKA")
+    rows = {"sharey": "row", "gridspec_kws": {"height_ratios": [3, 2]}}
+    grid = _draw(pd.concat([above, beneath], ignore_index=True), 6.4, title, **rows)
+    for column, step in enumerate(critical):
+        for axis in grid.axes[:, column]:
             axis.axvline(list(steps).index(step), color="black", linestyle=":", linewidth=1.5)
-        axes[0, column].set(title=name)
-        axes[1, column].set(xlabel="steps of specialising")
-    least = min(each.min().item() for each in losses.values())
-    most = max(each.max().item() for each in losses.values())
-    axes[0, 0].set(ylabel="loss (nats)", yscale="log")
-    axes[0, 0].set_yticks([0.1, 0.2, 0.3, 0.5, 1, 2], ["0.1", "0.2", "0.3", "0.5", "1", "2"])
-    axes[0, 0].set_ylim(0.9 * least, 1.1 * most)
-    axes[0, 0].minorticks_off()
-    axes[1, 0].set(ylabel="CKA, debiased", ylim=(None, 1.02))
-    _finish(figure, axes, title)
-
-
-def _lines(axis: Axes, ticks: Sequence[object], lines: Mapping[str, Numbers], colours: Sequence[str]) -> None:
-    """One line a name over equally spaced ticks, which is how doubling steps are to be read.
-
-    colours: all names of the figure, so that each has its own colour in every panel
-    """
-    for name, numbers in lines.items():
-        _band(axis, range(len(ticks)), numbers, colours.index(name), name)
-    axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
-
-
-def _finish(figure: Figure, axes: np.ndarray, title: str) -> None:
-    """One legend for all panels, beneath them, and the title."""
-    found = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found, loc="outside lower center", ncols=4)
-    headline(figure, title)
+        grid.axes[1, column].set_title("")  # the upper row says it
+    grid.set(xticks=range(len(steps)), xticklabels=steps, xlabel="steps of specialising")
+    upper, lower = grid.axes[:, 0]
+    upper.set(ylabel="loss (nats)", yscale="log")
+    upper.set_yticks([0.1, 0.2, 0.3, 0.5, 1, 2], ["0.1", "0.2", "0.3", "0.5", "1", "2"])
+    upper.set_ylim(0.9 * above.value.min(), 1.1 * above.value.max())
+    upper.minorticks_off()
+    lower.set(ylabel="CKA, debiased", ylim=(None, 1.02))
     plt.show()
 
 
-def loss_path(t: Sequence[float], scores: Mapping[str, Score], title: str) -> None:
+def loss_path(t: Float[Tensor, " stops"], scores: Mapping[str, Score], title: str) -> None:
     """Loss and accuracy along the straight line from A (t = 0) to B (t = 1), one line a name (see `merge.walk`)."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-    for k, (name, score) in enumerate(scores.items()):
-        _band(axes[0], t, score.loss, k, name)
-        _band(axes[1], t, score.accuracy, k, name)
-    for axis in axes:
-        axis.set_xticks([0, 0.5, 1], ["A", "half-way", "B"])
-    axes[0].set(ylabel="loss (nats)", ylim=(0, None))
-    axes[1].set(ylabel="accuracy")
-    percent(axes[1])
-    _finish(figure, axes, title)
+    both = {
+        "loss (nats)": {name: score.loss for name, score in scores.items()},
+        "accuracy": {name: score.accuracy for name, score in scores.items()},
+    }
+    grid = _draw(_table(both, t.tolist()), 3.8, title, sharey=False)
+    grid.set(xticks=[0, 0.5, 1], xticklabels=["A", "half-way", "B"], xlabel="")
+    loss, accuracy = grid.axes.flat
+    loss.set(title="", ylabel="loss (nats)", ylim=(0, None))
+    accuracy.set(title="", ylabel="accuracy")
+    percent(accuracy)
+    plt.show()
 
 
 def sweeps(
     panels: Mapping[str, tuple[Sequence[float], Mapping[str, Numbers], Numbers]], quantity: str, title: str
 ) -> None:
     """One panel a setting: {what is varied: (its values, {name: numbers}, accuracy to be noted beneath each value)}."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 4), sharey=True, squeeze=False, layout="constrained")
-    for axis, (what, (values, curves, accuracy)) in zip(axes[0], panels.items(), strict=True):
-        for k, (name, numbers) in enumerate(curves.items()):
-            _band(axis, range(len(values)), numbers, k, name)
+    lines = {what.replace("_", " "): numbers for what, (_, numbers, _) in panels.items()}
+    grid = _draw(_table(lines), 4, title, sharex=False)
+    for what, (values, _, accuracy) in panels.items():
+        axis = grid.axes_dict[what.replace("_", " ")]
         beneath = zip(values, accuracy.mean(dim=0).tolist(), strict=True)
         axis.set_xticks(range(len(values)), [f"{value:g}\n{share:.0%}" for value, share in beneath])
-        axis.set(xlabel=what.replace("_", " "))
+        axis.set(title="", xlabel=what.replace("_", " "))
         axis.axhline(0, color="black", linewidth=1)
-    axes[0, 0].set_ylabel(quantity)
-    _finish(figure, axes, title)
+    grid.set_ylabels(quantity)
+    plt.show()
 
 
 def labels_curve(
@@ -138,8 +122,8 @@ def labels_curve(
 ) -> None:
     """The buyers' own learning curve over labels more; and {purchase: (accuracy, labels)} read off at it."""
     _, axis = plt.subplots()
-    _band(axis, extra, curve, 0, "labels of its own")
-    floor = interval(curve).mean.min()
+    sns.lineplot(tidy({"": curve}, extra), x="place", y="value", ax=axis, label="labels of its own", **LOOK)
+    floor = curve.mean(dim=0).min().item()
     for k, (name, (accuracy, labels)) in enumerate(reached.items(), start=1):
         height = accuracy.mean().item()
         worth = labels.mean().item()

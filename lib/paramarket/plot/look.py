@@ -1,18 +1,21 @@
 """What all pictures share: one style, one palette, how intervals and titles are drawn, and sliders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython import get_ipython
 from ipywidgets import interact
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
-from paramarket.base import Interval, is_watched
+from paramarket.base import Interval, interval, is_watched
 
 COLOURS = sns.color_palette("colorblind")
 
@@ -32,6 +35,38 @@ def style() -> None:
             "axes.spines.right": False,
         }
     )
+
+
+def interval95(values: Collection[float]) -> tuple[float, float]:
+    """The ends of the 95 % interval of the mean, by Student's t (see `base.interval`): what seaborn's errorbar= takes.
+
+    A single value is its own interval. Without values, or with one that is not finite, both ends are nan: nothing is
+    drawn.
+
+    >>> from paramarket import plot
+    >>> low, high = plot.interval95([1.0, 2.0, 3.0])
+    >>> print(f"[{low:.2f}, {high:.2f}]")
+    [-0.48, 4.48]
+    """
+    numbers = np.array(values, dtype=np.float64)
+    if len(numbers) == 0 or not np.isfinite(numbers).all():
+        return np.nan, np.nan
+    if len(numbers) == 1:
+        return float(numbers[0]), float(numbers[0])
+    _, low, high = interval(numbers)
+    return low, high
+
+
+def tidy(groups: Mapping[str, Float[Tensor, "seeds ..."]], places: Sequence[object] | None = None) -> pd.DataFrame:
+    """What seaborn draws from, a row a number: whose it is ("name"), where it stands ("place"), and the "value".
+
+    groups: {name: numbers}, [seeds] or [seeds, places] · places: what they are called; counted from 0 if not given
+    """
+    tables = []
+    for name, numbers in groups.items():
+        wide = pd.DataFrame(numbers.detach().cpu().double().numpy(), columns=places)
+        tables.append(wide.melt(var_name="place").assign(name=name))
+    return pd.concat(tables, ignore_index=True)
 
 
 def controls(picture: Callable[..., None], **sliders: Any) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from paramarket.base import interval
@@ -74,16 +74,16 @@ def matrices(
     """Matrices side by side on one scale, centred at zero: red is positive, blue negative."""
     figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 3.9), squeeze=False, layout="constrained")
     top = max(table.abs().max().item() for table in tables.values())
+    look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "square": True, "cbar": False}
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        rows, columns = table.shape
-        ends = (0.5, columns + 0.5, rows + 0.5, 0.5)  # counted from 1
-        shown = axis.imshow(table.detach().cpu().numpy(), cmap="RdBu_r", vmin=-top, vmax=top, extent=ends)
+        rows, columns = (range(1, count + 1) for count in table.shape)
+        every = max(1, len(rows) // 8)  # labels that can be read
+        counted = pd.DataFrame(table.detach().cpu().numpy(), index=rows, columns=columns)
+        sns.heatmap(counted, ax=axis, xticklabels=every, yticklabels=every, **look)
         axis.set_title(name, loc="center", weight="normal")
         axis.set(xlabel=axes_of[1], ylabel=axes_of[0])
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label=quantity, shrink=0.85)
+        axis.tick_params(rotation=0)
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=quantity, shrink=0.85)
     headline(figure, title)
     plt.show()
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import seaborn as sns
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.base import interval
-from paramarket.plot.look import COLOURS, percent, whiskers
+from paramarket.plot.look import COLOURS, percent, tidy, whiskers
 
 MARKERS = "oDs^vPX*"
 
@@ -30,13 +31,15 @@ def trails(
 ) -> None:
     """How two quantities move together: {group: (x, y)}; a faint dot a seed and step, an arrow along the means."""
     _, axis = plt.subplots(figsize=(6.4, 4.2))
-    for k, (name, (x, y)) in enumerate(groups.items()):
-        axis.plot(x.flatten(), y.flatten(), "o", color=COLOURS[k], markersize=3.5, alpha=0.35)
-        across = x.mean(dim=0).tolist()
-        up = y.mean(dim=0).tolist()
-        axis.plot(across, up, color=COLOURS[k], linewidth=2, label=name)
+    table = tidy({name: x for name, (x, _) in groups.items()}).rename(columns={"value": "x"})
+    table["y"] = tidy({name: y for name, (_, y) in groups.items()}).value
+    means = table.groupby(["name", "place"], sort=False)[["x", "y"]].mean()
+    sns.scatterplot(table, x="x", y="y", hue="name", ax=axis, s=22, alpha=0.35, linewidth=0, legend=False)
+    sns.lineplot(means, x="x", y="y", hue="name", ax=axis, sort=False, estimator=None, linewidth=2)
+    for k, name in enumerate(groups):
+        before, last = means.loc[name].to_numpy()[-2:]
         arrow = {"arrowstyle": "-|>", "color": COLOURS[k], "linewidth": 2, "mutation_scale": 18}
-        axis.annotate("", (across[-1], up[-1]), (across[-2], up[-2]), arrowprops=arrow)
+        axis.annotate("", last, before, arrowprops=arrow)
     axis.set(title=title, xlabel=axes_of[0], ylabel=axes_of[1])
     axis.legend()
     plt.show()
