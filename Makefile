@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test bench gpu lab results student lock data clean
+.PHONY: help setup notebooks test bench gpu lab results site student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,8 +36,12 @@ gpu: .venv/ready  ## check a CUDA GPU's numbers against the CPU's, and print how
 lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
 	$(BIN)/python -m paramarket lab
 
-results: notebooks  ## run every notebook and write RESULTS.md: each claim, its number, its verdict
+results: notebooks  ## run every notebook, write RESULTS.md (each claim, its number, its verdict) and the README's pictures
 	$(BIN)/python -m paramarket results
+	$(BIN)/python -m paramarket figures
+
+site: .venv/ready  ## put the pages of the last run into runs/site, ready to publish
+	$(BIN)/python -m paramarket site
 
 student: .venv/ready  ## write student copies, without solutions, into class/
 	$(BIN)/python -m paramarket student

@@ -2,12 +2,15 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import notebooks
 import pytest
 from click.testing import CliRunner
 
+from paramarket import runs
 from paramarket.__main__ import HOME, cli
 
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTEBOOK = HOME / "notebooks/01_train_two_mlps.ipynb"
 
 
@@ -138,6 +141,66 @@ def test_the_tests_follow_lint_and_in_full_none_is_left_out(monkeypatch):
     lint = [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
     all_of_it = ["pytest", "-m", "", "--cov=paramarket", "--cov-report=term"]
     assert calls == [*lint, ["pytest", "-k", "stack"], *lint, all_of_it, lint[0]]
+
+
+@pytest.fixture
+def full_run(tmp_path, monkeypatch):
+    """A home with two notebooks and what a full run of them leaves."""
+    home = tmp_path / "home"
+    latest = home / "runs/latest"
+    for folder in (home / "notebooks", home / "docs", latest):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("paramarket.__main__.HOME", home)
+    monkeypatch.setattr("paramarket.__main__.LATEST", latest)
+    monkeypatch.setattr("paramarket.__main__.ACTS", ["02_second"])
+    picture = nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
+    points = []
+    for name in ("01_first.ipynb", "02_second.ipynb"):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[picture])])
+        nbformat.write(notebook, home / "notebooks" / name)
+        nbformat.write(notebook, latest / name)
+        points.append(runs.Point(home / "notebooks" / name, latest / name))
+    runs.build_pages([runs.RunOutcome(point, 1.0, "") for point in points], latest)
+    return home
+
+
+def test_a_site_is_the_index_and_the_pages_and_nothing_else(full_run, tmp_path):
+    code, out, _ = command("site", "--out", tmp_path / "site")
+    assert code == 0
+    assert "Open " in out
+    pages = {path.name: path.read_text() for path in (tmp_path / "site").iterdir()}
+    assert sorted(pages) == ["01_first.html", "02_second.html", "index.html"]
+    assert all(text == (full_run / "runs/latest" / name).read_text() for name, text in pages.items())
+    (tmp_path / "site/03_old.html").write_text(pages["index.html"])
+    assert command("site", "--out", tmp_path / "site")[0] == 0  # an older site is replaced
+    assert sorted(path.name for path in (tmp_path / "site").iterdir()) == sorted(pages)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "index.html"])
+def test_a_site_never_replaces_something_else(full_run, tmp_path, name):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_text("years of work")
+    code, _, err = command("site", "--out", tmp_path / "site")
+    assert code == 1
+    assert "holds something else than our pages" in err
+    assert (tmp_path / "site" / name).read_text() == "years of work"
+
+
+def test_figures_are_small_pictures_of_the_acts(full_run):
+    assert command("figures")[0] == 0
+    (picture,) = (full_run / "docs").iterdir()
+    assert picture.name == "02_second.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["site", "figures", "results"])
+def test_what_is_made_of_a_full_run_needs_one(full_run, name):
+    (full_run / "runs/latest/02_second.ipynb").rename(full_run / "runs/latest/02_second.failed.ipynb")
+    code, _, err = command(name)
+    assert code == 1
+    assert err == "Error: runs/latest does not hold a full run: run `python -m paramarket notebooks` first.\n"
+    assert not list((full_run / "docs").iterdir())
+    assert not (full_run / "RESULTS.md").exists()
 
 
 @pytest.mark.parametrize("missing", ["notebooks", "student"])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from paramarket import runs
-from paramarket.__main__ import HOME
+from paramarket.__main__ import ACTS, HOME
 
 PINS = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (HOME / "requirements.txt").read_text(), re.M))
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
@@ -52,6 +52,26 @@ def test_ci_runs_what_a_person_runs():
     steps = workflow["jobs"]["all"]["steps"]
     assert any(step.get("run") == ".ci/run" for step in steps)
     assert any(step.get("with", {}).get("path") == "runs/latest" for step in steps)
+
+
+def test_what_ci_has_run_is_published_from_the_main_branch_only():
+    workflow = yaml.safe_load((HOME / ".github/workflows/ci.yml").read_text())
+    publish = workflow["jobs"]["publish"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert publish["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert publish["needs"] == "all"
+    assert publish["if"] == "github.event_name == 'push' && github.ref == 'refs/heads/main'"
+    done = [step.get("run") or step["uses"].split("@")[0] for step in publish["steps"]]
+    last = ["actions/download-artifact", "make site", "actions/upload-pages-artifact", "actions/deploy-pages"]
+    assert done[-4:] == last
+    assert publish["steps"][-2]["with"]["path"] == "runs/site"
+
+
+def test_the_readme_shows_one_small_figure_an_act():
+    shown = re.findall(r"!\[[^\]]+\]\(docs/(\w+)\.png\)", (HOME / "README.md").read_text())
+    assert shown == list(ACTS)
+    for name in ACTS:
+        assert (HOME / f"docs/{name}.png").stat().st_size < 60_000
 
 
 def test_the_readme_lists_the_notebooks_that_exist():

@@ -19,6 +19,8 @@ from paramarket import __version__
 from paramarket.errors import ParamarketError, ParameterError, unknown
 
 HOME = Path(__file__).parents[2]
+LATEST = HOME / "runs/latest"
+ACTS = ("02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market")  # each shows its act's figure
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
@@ -53,7 +55,7 @@ def cli() -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=HOME / "runs/latest",
+    default=LATEST,
     help="Folder for the results.  [default: runs/latest]",
 )
 @click.option(
@@ -206,14 +208,63 @@ def student(chosen: Sequence[Path], out: Path) -> None:
 
 @cli.command()
 def results() -> None:
-    """Write RESULTS.md from the latest full run: every claim with its number and verdict."""
+    """Write RESULTS.md from the latest full run: every answer, and every claim with its number and verdict."""
     from paramarket import base, runs
 
-    executed = sorted((HOME / "runs/latest").glob("[0-9]*.ipynb"))
+    with base.atomic(HOME / "RESULTS.md") as beside:
+        beside.write_text(runs.results_table(_latest_full_run()), encoding="utf-8")
+
+
+@cli.command()
+def figures() -> None:
+    """Write the README's pictures, one an act, into docs/ from the latest full run."""
+    from paramarket import base, runs
+
+    for path in _latest_full_run():
+        if path.stem in ACTS:
+            with base.atomic(HOME / f"docs/{path.stem}.png") as beside:
+                beside.write_bytes(runs.small_figure(path))
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=HOME / "runs/site",
+    help="Folder for the site.  [default: runs/site]",
+)
+def site(out: Path) -> None:
+    """Put the pages of the latest full run into a folder that can be published as it is."""
+    pages = [path.with_suffix(".html") for path in _latest_full_run()]
+    pages.append(LATEST / "index.html")
+    out = out.resolve()
+    if out.exists() and not all(_is_our_page(path) for path in out.iterdir()):
+        raise ParameterError(
+            f"--out {out} holds something else than our pages; it would be replaced. Name a new folder."
+        )
+    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    fresh.mkdir(parents=True)
+    try:
+        for path in pages:
+            shutil.copyfile(path, fresh / path.name)
+        _replace_folder(out, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    click.echo(f"Open {out / 'index.html'}")
+
+
+def _is_our_page(path: Path) -> bool:
+    from paramarket import runs
+
+    return path.is_file() and path.suffix == ".html" and runs.GENERATOR in path.read_text(encoding="utf-8")
+
+
+def _latest_full_run() -> list[Path]:
+    """The executed notebooks in runs/latest; an error unless they are all there, each run to its end."""
+    executed = sorted(LATEST.glob("[0-9]*.ipynb"))
     if [path.name for path in executed] != [path.name for path in _chosen_or_all([])]:
         raise ParameterError("runs/latest does not hold a full run: run `python -m paramarket notebooks` first.")
-    with base.atomic(HOME / "RESULTS.md") as beside:
-        beside.write_text(runs.results_table(executed), encoding="utf-8")
+    return executed
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from paramarket import base, errors, runs
 
@@ -36,8 +34,35 @@ def test_a_record_comes_back_from_the_file_in_its_order(recorded):
     ]  # fmt: skip
     assert found["parameters"] == {"seed": 0}
     assert found["environment"] == runs.environment()
-    assert "<td>accuracy_low</td><td>0.8</td>" in shown["text/html"]
+    assert found["answer"] == ""
+    assert found["claims"] == []
+    assert "<td>accuracy</td><td>0.90 [0.80, 1.00]</td>" in shown["text/html"]
     assert shown["text/plain"].splitlines()[0] == "loss = 0.25"
+
+
+def test_an_answer_and_claims_stand_above_the_results(recorded):
+    results = {"gain": base.Interval(0.05, 0.04, 0.06)}
+    gains = claim("It <gains>", "2 bars", "gain", results, above=0, unit="% points")
+    found, shown = recorded({}, [gains], answer="It gains 5 & more.", **results)
+    assert found["answer"] == "It gains 5 & more."
+    assert found["claims"] == [gains]
+    text = shown["text/html"]
+    row = "<td>It &lt;gains&gt;</td><td>5.0 [4.0, 6.0] points</td><td>holds</td>"
+    assert text.index("It gains 5 &amp; more.") < text.index(row) < text.index("<td>gain</td>")
+    assert shown["text/plain"].splitlines()[0] == "It gains 5 & more."
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_whoever_claims_something_owes_an_answer(answer):
+    results = {"gain": base.Interval(0.5, 0.4, 0.6)}
+    with pytest.raises(errors.ParameterError, match="a record with claims needs an answer"):
+        record({}, [claim("It gains", "2 bars", "gain", results, above=0)], answer=answer, **results)
+
+
+@pytest.mark.parametrize("answer", ["It gains.\nMuch.", 0.5, None])
+def test_an_answer_is_one_line_of_text(answer):
+    with pytest.raises(errors.ParameterError, match="expected one line of text"):
+        record({}, answer=answer, gain=0.5)
 
 
 NUMBERS = [0.1, 3, True, np.float32(0.1), np.float64(0.1), np.int64(3), np.array(0.1)]
@@ -113,55 +138,3 @@ def test_read_names_files_without_a_record(tmp_path):
     (tmp_path / "b.ipynb").write_text(json.dumps({"cells": []}))
     with pytest.raises(errors.DataError, match="holds no record"):
         runs.read(tmp_path / "b.ipynb")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "bars", "verdict"),
-    [
-        (1.0, 2.0, {"above": 0.5}, "holds"),
-        (1.0, 2.0, {"above": 1.5}, "partly"),
-        (1.0, 2.0, {"above": 2.5}, "fails"),
-        (1.0, 2.0, {"below": 2.5}, "holds"),
-        (1.0, 2.0, {"below": 1.5}, "partly"),
-        (1.0, 2.0, {"below": 0.5}, "fails"),
-    ],
-)
-def test_a_claim_is_judged_by_its_whole_interval(low, high, bars, verdict):
-    results = {"gain": base.Interval((low + high) / 2, low, high)}
-    assert runs.claim("text", "1 bars", "gain", results, **bars)["verdict"] == verdict
-
-
-RESULTS = {"gain": base.Interval(0.5, 0.4, 0.6), "loss": 0.5, "texts": base.Interval("a", "b", "c")}
-RESULTS |= {"lost": base.Interval(0.5, float("nan"), 0.6), "rows": base.Interval(*np.zeros((3, 2)))}
-
-
-@pytest.mark.parametrize(
-    ("key", "bars", "message"),
-    [
-        ("gain", {}, r"claim 'It gains': above = None, below = None; expected one of the two"),
-        ("gain", {"above": 0, "below": 1}, r"claim 'It gains': above = 0, below = 1; expected one of the two"),
-        ("gain", {"above": float("nan")}, r"above is nan"),
-        ("gain", {"below": float("inf")}, r"below is inf"),
-        ("gain", {"above": "0"}, r"above is of type str"),
-        ("gian", {"above": 0}, r"claim 'It gains': unknown result 'gian'\. Did you mean 'gain'"),
-        ("loss", {"above": 0}, r"claim 'It gains': loss is of type float, expected an Interval"),
-        ("texts", {"above": 0}, r"texts_low is of type str"),
-        ("lost", {"above": 0}, r"lost_low is nan"),
-        ("rows", {"above": 0}, r"rows_low is of type ndarray"),
-    ],
-)
-def test_a_claim_without_one_bar_or_a_whole_interval_is_refused_by_name(key, bars, message):
-    with pytest.raises(errors.ParameterError, match=message):
-        claim("It gains", "2 bars", key, RESULTS, **bars)
-
-
-@given(st.floats(-1e3, 1e3), st.floats(0, 10), st.floats(-1e3, 1e3))
-def test_a_claim_above_is_its_mirror_image_below(low, width, bar):
-    results = {"x": base.Interval(low, low, low + width), "mirrored": base.Interval(-low, -low - width, -low)}
-    above = claim("x", "1", "x", results, above=bar)["verdict"]
-    assert above == claim("x", "1", "mirrored", results, below=-bar)["verdict"]
-
-
-@given(st.floats(1e-6, 1e9))
-def test_shown_numbers_are_the_numbers(value):
-    assert float(runs.format_number(value).replace(",", "")) == pytest.approx(value, rel=1e-3)

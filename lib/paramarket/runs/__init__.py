@@ -1,15 +1,22 @@
 """One run of a notebook, or ten thousand: parameters checked, results recorded, artefacts cached, pages written."""
 
 from paramarket.runs.cache import cached
-from paramarket.runs.pages import build_pages, results_table
-from paramarket.runs.parameters import check_parameters, refuse_if
-from paramarket.runs.records import MIME, claim, environment, format_number, read, record
+from paramarket.runs.claims import claim
+from paramarket.runs.formats import format_interval, format_number
+from paramarket.runs.index import build_pages, small_figure
+from paramarket.runs.pages import GENERATOR
+from paramarket.runs.parameters import Check, ascending, check_parameters, file, folder, number, odd
+from paramarket.runs.records import MIME, environment, read, record
+from paramarket.runs.results import results_table
 from paramarket.runs.sweep import Point, RunOutcome, execute, failed_path, run_point
 
 __all__ = [
+    "GENERATOR",
     "MIME",
+    "Check",
     "Point",
     "RunOutcome",
+    "ascending",
     "build_pages",
     "cached",
     "check_parameters",
@@ -17,10 +24,15 @@ __all__ = [
     "environment",
     "execute",
     "failed_path",
+    "file",
+    "folder",
+    "format_interval",
     "format_number",
+    "number",
+    "odd",
     "read",
     "record",
-    "refuse_if",
     "results_table",
     "run_point",
+    "small_figure",
 ]

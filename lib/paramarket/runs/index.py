@@ -1,0 +1,106 @@
+"""The results of many notebooks as a site: an index that answers, a page each, results.md; pictures for the README."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paramarket.base import atomic
+from paramarket.errors import DataError
+from paramarket.runs.claims import count_verdicts, granted_by_chance, shown_number
+from paramarket.runs.pages import document, fill, headline_figure, page, title_of
+from paramarket.runs.records import read
+from paramarket.runs.results import results_list
+from paramarket.runs.sweep import RunOutcome, failed_path
+
+_INDEX = """\
+<h1>paramarket: results</h1>
+<p>Numbers are means, with 95 % intervals in brackets.
+{% if total %}{{ count }} claims in all: {{ total }}. {{ chance }}{% endif %}</p>
+{% for entry in entries %}
+<div class="entry"><h2><a href="{{ entry.name }}.html">{{ entry.title }}</a></h2>
+{% if entry.error %}<p class="error">Failed: {{ entry.error }}</p>{% endif %}
+{% if entry.answer %}<p class="answer">{{ entry.answer }}</p>{% endif %}
+{% if entry.claims %}
+<details><summary>{{ entry.verdicts }}</summary><table>
+<tr><th>claim</th><th>number</th><th>verdict</th></tr>
+{% for text, number, verdict in entry.claims %}
+<tr><td>{{ text }}</td><td>{{ number }}</td><td>{{ verdict }}</td></tr>
+{% endfor %}
+</table></details>
+{% endif %}
+{% if entry.figure %}
+<a href="{{ entry.name }}.html"><img alt="headline figure" src="data:image/png;base64,{{ entry.figure }}"></a>
+{% endif %}
+<p><a href="{{ entry.name }}.html">Read the notebook</a>.
+It ran for {{ "%.1f" | format(entry.seconds / 60) }} minutes.</p>
+</div>
+{% endfor %}
+"""
+
+
+def build_pages(outcomes: Sequence[RunOutcome], folder: Path | str) -> Path:
+    """Write a page for each outcome, `index.html` and `results.md` into `folder`; give back the index's path."""
+    folder = Path(folder)
+    in_order = sorted(outcomes, key=lambda outcome: str(outcome.point.notebook))
+    entries, records, claims = [], {}, []
+    for outcome in in_order:
+        entry, found = _entry(outcome, folder)
+        entries.append(entry)
+        records[entry["name"]] = outcome.error or found["results"]
+        claims.extend(found["claims"])
+    count = len(claims)
+    index = fill(_INDEX, entries=entries, count=count, total=count_verdicts(claims), chance=granted_by_chance(count))
+    _write(folder / "results.md", results_list(records))
+    _write(folder / "index.html", document("paramarket: results", index))
+    return folder / "index.html"
+
+
+def _entry(outcome: RunOutcome, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All the index says of one notebook, and its record; its own page is written on the way."""
+    import nbformat
+
+    name, output = Path(outcome.point.notebook).stem, Path(outcome.point.output)
+    executed = failed_path(output) if outcome.error and failed_path(output).is_file() else output
+    source = executed if executed.is_file() else Path(outcome.point.notebook)
+    notebook = nbformat.read(source, as_version=4)
+    title = title_of(notebook) or name
+    _write(folder / f"{name}.html", page(notebook, title))
+    try:
+        found = read(source)
+    except DataError:
+        found = {"answer": "", "claims": [], "results": {}}
+    entry = {
+        "name": name,
+        "title": title,
+        "answer": found["answer"],
+        "verdicts": count_verdicts(found["claims"]),
+        "claims": [(each["claim"], shown_number(each, found["results"]), each["verdict"]) for each in found["claims"]],
+        "seconds": outcome.seconds,
+        "error": outcome.error,
+        "figure": headline_figure(notebook),
+    }
+    return entry, found
+
+
+def small_figure(path: Path | str) -> bytes:
+    """The headline figure of an executed notebook as a PNG file of 128 colours: a third of the bytes.
+
+    Raises DataError if the notebook shows no figure.
+    """
+    import nbformat
+    from PIL import Image
+
+    figure = headline_figure(nbformat.read(path, as_version=4))
+    if not figure:
+        raise DataError(f"{path} shows no figure: was it executed?")
+    picture = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGB")
+    small = io.BytesIO()
+    picture.quantize(128).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as beside:
+        beside.write_text(text, encoding="utf-8")

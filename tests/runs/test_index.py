@@ -1,0 +1,126 @@
+import base64
+import html
+import io
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from paramarket import errors, runs
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+RECORD = {
+    "parameters": {},
+    "answer": "It gains 50 [40, 60] points, & more.",
+    "claims": [
+        {"claim": "It <gains>", "figure": "2", "result": "net_gain", "unit": "% points", "verdict": "holds"},
+        {"claim": "It stays", "figure": "3", "result": "net_gain", "unit": "", "verdict": "same within 0.7"},
+    ],
+    "results": {"net_gain": 0.5, "net_gain_low": 0.4, "net_gain_high": 0.6, "n": 3},
+    "environment": {},
+    "order": ["net_gain", "net_gain_low", "net_gain_high", "n"],
+}
+
+
+def outcome(folder, name, error="", seconds=90.0, picture=PIXEL):
+    cells = [
+        new_markdown_cell("# 07 · Does <it> work?"),
+        new_code_cell(
+            "y", metadata={"tags": ["headline"]}, outputs=[new_output("display_data", data={"image/png": picture})]
+        ),
+        new_code_cell("x = 1", outputs=[new_output("display_data", data={"image/png": PIXEL})]),
+    ]
+    if not error:
+        cells.append(
+            new_code_cell("r", outputs=[new_output("display_data", data={runs.MIME: RECORD, "text/plain": "gain"})])
+        )
+    path = folder / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=cells), runs.failed_path(path) if error else path)
+    return runs.RunOutcome(runs.Point(path, path), seconds, error)
+
+
+@pytest.fixture
+def site(tmp_path):
+    outcomes = [outcome(tmp_path, "b_two", "cell [3] raised ValueError: <no>"), outcome(tmp_path, "a_one")]
+    runs.build_pages([*outcomes, outcome(tmp_path, "c_three")], tmp_path)
+    return {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".ipynb"}
+
+
+def test_every_notebook_has_a_page_and_its_place_in_index_and_results(site):
+    assert sorted(site) == ["a_one.html", "b_two.html", "c_three.html", "index.html", "results.md"]
+    index = site["index.html"]
+    assert index.index("a_one.html") < index.index("b_two.html") < index.index("c_three.html")
+    assert "07 · Does &lt;it&gt; work?" in index
+    assert "1.5 minutes" in index
+    assert "Failed: cell [3] raised ValueError: &lt;no&gt;" in index
+    assert "| a_one | `net_gain` | 0.50 [0.40, 0.60] |" in site["results.md"]
+    assert "| b_two | **failed** | cell [3]" in site["results.md"]
+
+
+def test_the_index_answers_and_folds_each_claim_with_its_number_and_verdict(site):
+    index = site["index.html"]
+    assert index.count("It gains 50 [40, 60] points, &amp; more.") == 2
+    assert index.count("<details><summary>1 holds · 1 same within its margin</summary>") == 2
+    assert "<td>It &lt;gains&gt;</td><td>50 [40, 60] points</td><td>holds</td>" in index
+    assert "<td>It stays</td><td>0.50 [0.40, 0.60]</td><td>same within 0.7</td>" in index
+
+
+def test_the_index_counts_all_claims_and_says_what_chance_would_grant(site):
+    assert "4 claims in all: 2 hold · 2 same within their margins." in site["index.html"]
+    assert "each of these 4 claims lay exactly on its bar, chance alone would grant about 0.1" in site["index.html"]
+
+
+def test_the_index_shows_no_name_of_a_variable(site):
+    seen = re.sub(r"<style>.*?</style>|<[^>]+>", "", site["index.html"], flags=re.S)
+    assert re.findall(r"\w+_\w+", html.unescape(seen)) == []
+
+
+def test_whatever_a_name_holds_is_escaped(tmp_path):
+    runs.build_pages([outcome(tmp_path, "a&<b>", "a | b")], tmp_path)
+    index = (tmp_path / "index.html").read_text()
+    assert "<b>" not in index
+    assert 'href="a&amp;&lt;b&gt;.html"' in index
+    assert "| a&<b> | **failed** | a / b |" in (tmp_path / "results.md").read_text()
+
+
+def test_the_index_shows_the_headline_figure(tmp_path):
+    runs.build_pages([outcome(tmp_path, "a", picture=PIXEL + "A")], tmp_path)
+    assert (tmp_path / "index.html").read_text().count(PIXEL + "A") == 1
+    assert (tmp_path / "index.html").read_text().count(PIXEL) == 1
+
+
+def test_a_site_loads_nothing_from_the_network(site):
+    for name, text in site.items():
+        assert not re.findall(r"https?://[^\"'<>\s)]+", text), name
+        assert "<script" not in text
+
+
+def test_a_notebook_that_never_started_still_has_its_place(tmp_path):
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# 01 · Why?")]), tmp_path / "source.ipynb")
+    point = runs.Point(tmp_path / "source.ipynb", tmp_path / "out/source.ipynb")
+    runs.build_pages([runs.RunOutcome(point, 600.0, "ran past its limit of 600 s")], tmp_path / "out")
+    index = (tmp_path / "out/index.html").read_text()
+    assert "Failed: ran past its limit of 600 s" in index
+    assert "claims in all" not in index
+
+
+def test_a_small_figure_is_the_headline_in_fewer_bytes(tmp_path):
+    across = np.linspace(0, 255, 400).astype("uint8")
+    drawn = np.stack([np.tile(across, (300, 1)), np.tile(across[::-1], (300, 1)), np.tile(across, (300, 1))], axis=-1)
+    drawn[::7] = 255
+    picture = io.BytesIO()
+    Image.fromarray(drawn).convert("RGBA").save(picture, format="png", compress_level=0)
+    outcome(tmp_path, "a", picture=base64.b64encode(picture.getvalue()).decode())
+    small = runs.small_figure(tmp_path / "a.ipynb")
+    assert len(small) < len(picture.getvalue()) / 4
+    again = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    assert np.abs(again - drawn).mean() < 4
+
+
+def test_a_notebook_without_a_figure_has_no_small_one(tmp_path):
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# 01 · Why?")]), tmp_path / "a.ipynb")
+    with pytest.raises(errors.DataError, match="shows no figure: was it executed"):
+        runs.small_figure(tmp_path / "a.ipynb")
