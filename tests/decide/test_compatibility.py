@@ -1,12 +1,18 @@
 import pytest
 import torch
 from devices import second_device
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from orders import shuffle
 
 from paramarket import align, cka, decide, merge, stack, train
 from paramarket.errors import ParameterError, ShapeError, WeightsError
+
+COMBINATIONS = {
+    "averaged weights": "merge",
+    "reordered, averaged": "reorder, then merge",
+    "averaged outputs": "keep both",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,12 @@ def test_the_numbers_are_those_of_the_rooms_they_come_from(trained, digits):
     chances = merge.ensemble(net, models, digits.quote.x)
     expected = -chances[torch.arange(len(digits.quote)), digits.quote.y].log().mean().item()
     assert found.losses["averaged outputs"] == pytest.approx(expected, abs=1e-5)
+    hits = chances.argmax(dim=-1) == digits.quote.y
+    assert found.accuracies["averaged outputs"] == pytest.approx(hits.float().mean().item())
+    rates = train.evaluate(net, merge.path(a, b, 5), digits.quote).accuracy
+    assert [found.accuracies[name] for name in ("a", "averaged weights", "b")] == pytest.approx(
+        rates[[0, 2, 4]].tolist()
+    )
     said = stack.features(net, models, digits.quote.x)["2"]
     assert found.cka["2"] == pytest.approx(cka.linear_cka(said[0], said[1], debiased=True))
     assert f"{found.losses['averaged outputs']:.3f}" in found.reason or found.verdict != "keep both"
@@ -87,6 +99,97 @@ def test_a_merge_that_would_be_worse_than_one_of_them_is_not_advised(trained, di
     assert "a alone has" in found.reason
 
 
+def share_of(models, model, share):
+    """A model with all its weights made smaller: as accurate at first, then less, and less sure."""
+    return stack.map(lambda tensor: share * tensor, stack.take(models, model))
+
+
+some_model = st.tuples(st.integers(0, 1), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+
+
+@given(some_model, some_model, some_model)
+@example((0, 0.5), (0, 0.4), (0, 1.0))  # the base wins
+@example((0, 1.0), (0, 0.8), (0, 0.3))  # it does not
+def test_the_base_wins_exactly_where_it_is_better(trained, digits, one, other, origin):
+    net, models = trained
+    a, b, base = (share_of(models, *each) for each in (one, other, origin))
+    found = decide.compatibility(net, a, b, digits.quote, base=base, points=3)
+    losses = found.losses
+    lowest = min(losses[way] for way in COMBINATIONS)
+    better = losses["base"] < min(losses["a"], losses["b"]) and lowest > losses["base"] + decide.NEGLIGIBLE_LOSS
+    assert (found.verdict == "keep the base") == better
+    for way, verdict in COMBINATIONS.items():  # and no advice is worse than the base
+        assert found.verdict != verdict or losses[way] <= losses["base"] + decide.NEGLIGIBLE_LOSS
+
+
+@given(some_model, some_model, some_model)
+def test_without_a_base_nothing_changes(trained, digits, one, other, origin):
+    net, models = trained
+    a, b, base = (share_of(models, *each) for each in (one, other, origin))
+    alone = decide.compatibility(net, a, b, digits.quote, points=3)
+    found = decide.compatibility(net, a, b, digits.quote, base=base, points=3)
+    assert "base" not in alone.losses
+    assert "base" not in alone.accuracies
+    assert " base " not in alone.reason
+    assert found.losses == alone.losses | {"base": found.losses["base"]}
+    assert found.accuracies == alone.accuracies | {"base": found.accuracies["base"]}
+    assert found[0] == alone[0]
+    assert found.naive_barrier == alone.naive_barrier
+    assert found.aligned_barrier == alone.aligned_barrier
+    if found.losses["base"] >= min(alone.losses["a"], alone.losses["b"]):
+        assert found.verdict == alone.verdict
+
+
+def test_the_base_is_judged_on_the_same_images_and_named_with_loss_and_accuracy(trained, digits):
+    net, models = trained
+    base = stack.take(models, 0)
+    a, b = share_of(models, 0, 0.4), share_of(models, 0, 0.3)
+    found = decide.compatibility(net, a, b, digits.quote, base=base)
+    score = train.evaluate(net, models, digits.quote)
+    assert found.losses["base"] == pytest.approx(score.loss[0].item())
+    assert found.accuracies["base"] == pytest.approx(score.accuracy[0].item())
+    assert found.verdict == "keep the base"
+    assert "their base is better than any combination" in found.reason
+    for name in ("averaged outputs", "a", "base"):
+        assert f"{found.losses[name]:.3f} nats (accuracy {found.accuracies[name]:.1%})" in found.reason
+
+
+def test_where_the_base_beats_the_average_and_the_outputs_beat_the_base_both_are_kept(trained, digits):
+    net, models = trained
+    a = stack.take(models, 0)
+    b = align.reorder(align.permutation_spec(net, digits.quote.x[:1]), a, stack.take(models, 1))
+    base = stack.map(lambda tensor: 1.03 * tensor, b)
+    found = decide.compatibility(net, a, b, digits.quote, base=base)
+    losses = found.losses
+    assert found.naive_barrier <= decide.NEGLIGIBLE_BARRIER
+    assert losses["averaged outputs"] < losses["base"] < min(losses["a"], losses["b"], losses["averaged weights"])
+    assert found.verdict == "keep both"
+    assert "the averaged weights are worse than their base, and the averaged outputs are not" in found.reason
+
+
+def test_a_base_that_is_hardly_better_counts_as_no_better(trained, digits):
+    net, models = trained
+    heir = share_of(models, 0, 0.995)
+    found = decide.compatibility(net, heir, heir, digits.quote, base=stack.take(models, 0))
+    assert 0 < found.losses["averaged weights"] - found.losses["base"] < decide.NEGLIGIBLE_LOSS
+    assert found.verdict == "merge"
+    assert "but" not in found.reason
+
+
+def test_a_base_of_another_net_or_with_broken_weights_is_refused(trained, digits):
+    net, models = trained
+    a, b = stack.take(models, 0), stack.take(models, 1)
+    other = stack.take(stack.init(stack.mlp(64, [47], 10), 1, seed=0), 0)
+    with pytest.raises(ShapeError, match=r"the base and the net do not fit: '1\.weight' has shape \(47, 64\)"):
+        decide.compatibility(net, a, b, digits.quote, base=other)
+    with pytest.raises(ShapeError, match=r"expected has '3\.bias' alone"):
+        decide.compatibility(net, a, b, digits.quote, base={name: a[name] for name in a if name != "3.bias"})
+    with pytest.raises(ShapeError, match=r"'1\.weight' has shape \(2, 48, 64\)"):
+        decide.compatibility(net, a, b, digits.quote, base=models)
+    with pytest.raises(WeightsError, match=r"the base's '1\.bias' holds values that are NaN or infinite"):
+        decide.compatibility(net, a, b, digits.quote, base={**a, "1.bias": a["1.bias"] / 0})
+
+
 def test_models_on_a_second_device_are_judged_by_the_same_numbers(trained, digits):
     net, models = trained
     expected = decide.compatibility(net, stack.take(models, 0), stack.take(models, 1), digits.quote)
@@ -96,6 +199,7 @@ def test_models_on_a_second_device_are_judged_by_the_same_numbers(trained, digit
     assert found.verdict == expected.verdict
     assert found.reason == expected.reason
     assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert found.accuracies == pytest.approx(expected.accuracies, abs=1e-5)
     assert found.cka == pytest.approx(expected.cka, abs=1e-5)
     assert found.naive_barrier == pytest.approx(expected.naive_barrier, abs=1e-5)
     assert found.aligned_barrier == pytest.approx(expected.aligned_barrier, abs=1e-5)
