@@ -127,6 +127,24 @@ def test_barriers_of_many_paths_are_those_of_each(reference):
     assert all(found[j, k] == barrier(losses[j, k], reference) for j in range(2) for k in range(3))
 
 
+@REFERENCES
+def test_other_examples_choose_the_stop_at_which_a_barrier_is_measured(reference):
+    losses = torch.tensor([0.0, 1.0, 3.0, 0.0])
+    other = torch.tensor([0.0, 5.0, 2.0, 0.0])
+    assert barrier(losses, reference, stops_by=other).item() == 1
+    assert barrier(losses, reference, stops_by=losses) == barrier(losses, reference)
+    with pytest.raises(ShapeError, match="expected the same paths"):
+        barrier(losses, reference, stops_by=other[:3])
+
+
+def test_a_barrier_is_too_high_on_average_unless_others_choose_the_stop():
+    """Flat paths with noise have no barrier: the maximum says they do, on average; the chosen stop does not."""
+    noise = torch.randn(2, 4000, 11, generator=stream(0, "noise"))
+    noise[..., [0, -1]] = 0
+    assert barrier(noise[0]).mean() > 1
+    assert barrier(noise[0], stops_by=noise[1]).mean().abs() < 0.1
+
+
 def test_an_unknown_reference_is_refused():
     with pytest.raises(ParameterError, match=r"unknown reference 'cord'\. Did you mean 'chord'"):
         barrier(torch.zeros(3), "cord")

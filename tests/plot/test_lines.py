@@ -3,7 +3,6 @@ import torch
 
 from paramarket import plot
 from paramarket.base import interval
-from paramarket.train import Score
 
 
 def test_curves_draw_mean_and_interval(drawn):
@@ -44,16 +43,6 @@ def test_a_turning_point_is_marked_in_both_rows(drawn):
     plot.turning([0, 10, 20], ["20°"], losses, alike, [10], "title")
     for axis in drawn():
         assert [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == ":"] == [1.0]
-
-
-def test_a_loss_path_shows_loss_and_accuracy_from_a_to_b(drawn):
-    walked = Score(torch.rand(5, 3) + 1, torch.rand(5, 3), torch.rand(5, 3, 4))
-    plot.loss_path(torch.linspace(0, 1, 3), {"as they are": walked}, "title")
-    loss, accuracy = drawn()
-    assert torch.allclose(torch.tensor(loss.lines[0].get_ydata()), walked.loss.double().mean(0))
-    assert torch.allclose(torch.tensor(accuracy.lines[0].get_ydata()), walked.accuracy.double().mean(0))
-    assert loss.get_ylim()[0] == 0
-    assert [label.get_text() for label in loss.get_xticklabels()] == ["A", "half-way", "B"]
 
 
 def test_sweeps_have_a_panel_a_setting_and_name_its_values(drawn):

@@ -104,23 +104,42 @@ def layer_rise(net: nn.Module, pairs: Iterable[tuple[Params, Params]], split: Sp
     return torch.stack(rises)
 
 
-def barrier(losses: Float[Tensor, "*batch points"], reference: str = "chord") -> Float[Tensor, "*batch"]:
+def barrier(
+    losses: Float[Tensor, "*batch points"],
+    reference: str = "chord",
+    *,
+    stops_by: Float[Tensor, "*same stops"] | None = None,
+) -> Float[Tensor, "*batch"]:
     """How far the loss rises on a path sampled at equal steps, in the units of `losses`; on the CPU.
 
     reference: "chord" is max_t [L(t) - (1 - t) L(0) - t L(1)] (Entezari et al. 2022; unequal ends make no barrier);
     "ends" is max_t L(t) - [L(0) + L(1)] / 2 (Git Re-Basin). For a barrier of accuracy give 1 - accuracy.
+    stops_by: losses of the same paths on other examples. A maximum over stops is too high on average, for it picks the
+    stop that had bad luck. If other examples choose the stop, the height measured there is right on average, and it
+    may well be negative.
 
     >>> import torch
     >>> from paramarket import merge
     >>> merge.barrier(torch.tensor([[1.0, 4.0, 3.0], [1.0, 1.5, 3.0]]))
     tensor([2., 0.])
     """
+    heights = _heights(losses, reference)
+    if stops_by is None:
+        return heights.amax(dim=-1).cpu()
+    if stops_by.shape != losses.shape:
+        raise ShapeError(f"losses {tuple(losses.shape)}, stops_by {tuple(stops_by.shape)}: expected the same paths.")
+    stops = _heights(stops_by, reference).argmax(dim=-1, keepdim=True)
+    return heights.gather(-1, stops.to(heights.device)).squeeze(-1).cpu()
+
+
+def _heights(losses: Float[Tensor, "*batch points"], reference: str) -> Float[Tensor, "*batch points"]:
+    """How far every stop lies above the reference."""
     if reference not in ("chord", "ends"):
         raise ParameterError(unknown("reference", reference, ["chord", "ends"]))
     first, last = losses[..., :1], losses[..., -1:]
     t = torch.linspace(0, 1, losses.shape[-1]).to(losses)
     level = (1 - t) * first + t * last if reference == "chord" else (first + last) / 2
-    return (losses - level).amax(dim=-1).cpu()
+    return losses - level
 
 
 def distance_below(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from paramarket.plot.bars import layer_bars, share_bars, surplus_bars
     from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
     from paramarket.plot.images import filters, image_row
-    from paramarket.plot.lines import curves, labels_curve, loss_path, panels, sweeps, turning
+    from paramarket.plot.lines import curves, labels_curve, panels, sweeps, turning
     from paramarket.plot.look import COLOURS, controls, interval95, percent, style
     from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
     from paramarket.plot.scatter import Spots, frontier, method_plane, trails
@@ -33,7 +33,6 @@ __all__ = [
     "interval95",
     "labels_curve",
     "layer_bars",
-    "loss_path",
     "loss_plane",
     "matrices",
     "method_plane",

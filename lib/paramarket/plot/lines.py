@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paramarket.plot.look import COLOURS, headline, interval95, percent, tidy
-from paramarket.train import Score
 
 Numbers = Float[Tensor, "seeds settings"]
 Panels = Mapping[str, Mapping[str, Numbers]]  # {panel: {line: numbers}}
@@ -80,21 +79,6 @@ def turning(
     upper.set_ylim(0.9 * above.value.min(), 1.1 * above.value.max())
     upper.minorticks_off()
     lower.set(ylabel="CKA, debiased", ylim=(None, 1.02))
-    plt.show()
-
-
-def loss_path(t: Float[Tensor, " stops"], scores: Mapping[str, Score], title: str) -> None:
-    """Loss and accuracy along the straight line from A (t = 0) to B (t = 1), one line a name (see `merge.walk`)."""
-    both = {
-        "loss (nats)": {name: score.loss for name, score in scores.items()},
-        "accuracy": {name: score.accuracy for name, score in scores.items()},
-    }
-    grid = _draw(_table(both, t.tolist()), 3.8, title, sharey=False)
-    grid.set(xticks=[0, 0.5, 1], xticklabels=["A", "half-way", "B"], xlabel="")
-    loss, accuracy = grid.axes.flat
-    loss.set(title="", ylabel="loss (nats)", ylim=(0, None))
-    accuracy.set(title="", ylabel="accuracy")
-    percent(accuracy)
     plt.show()
 
 

@@ -11,8 +11,8 @@ from paramarket.teach.checks_experts import (
 from paramarket.teach.checks_market import check_best_share, check_better_bid, check_rounds_to, check_split_cents
 from paramarket.teach.checks_weights import (
     check_average,
-    check_copy_barriers,
     check_match_layer,
+    check_match_two_layers,
     check_merge_method,
     check_same_mistake,
     check_swap_units,
@@ -24,9 +24,9 @@ __all__ = [
     "check_best_share",
     "check_better_bid",
     "check_cka",
-    "check_copy_barriers",
     "check_fool",
     "check_match_layer",
+    "check_match_two_layers",
     "check_merge_method",
     "check_mixed_alpha",
     "check_open_chance",

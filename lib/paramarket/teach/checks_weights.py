@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from paramarket import align, merge, stack, train
+from paramarket import align, stack
 from paramarket.data import Split
 from paramarket.stack import Params
 from paramarket.teach.checking import fresh_generator, tell_learner
@@ -85,10 +85,8 @@ def check_match_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         places = torch.arange(12)
         if sorted(found.tolist()) != places.tolist():
             return f"{found.tolist()} is no order of 12 units: every number from 0 to 11 must stand in it once."
-        from scipy.optimize import linear_sum_assignment
-
         products = a @ b.T
-        best = products[linear_sum_assignment(products, maximize=True)].sum().item()
+        best = products[_best_assignment(products)].sum().item()
         reached = products[places, found].sum().item()
         if reached > best - 1e-4:
             return ""
@@ -101,27 +99,49 @@ def check_match_layer(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     tell_learner("match_layer", find_fault)
 
 
-def check_copy_barriers(answer: Callable[..., tuple[float, float]]) -> None:
-    """Notebook 02: the barrier between a network and its own reordered copy, before and after matching."""
+def check_match_two_layers(answer: Callable[[Params, Params], tuple[Tensor, Tensor]]) -> None:
+    """Notebook 02: weight matching of two hidden layers, until neither can be improved (Git Re-Basin, section 3.2)."""
+
+    net = stack.mlp(3, [16, 12], 4)  # with three inputs, what a unit reads does not tell which it is
+    spec = align.permutation_spec(net, torch.zeros(1, 3))
 
     def find_fault() -> str:
         generator = fresh_generator()
-        net = stack.mlp(8, [32, 32], 4)
-        spec = align.permutation_spec(net, torch.zeros(1, 8))
-        x = torch.randn(200, 8, generator=generator)
-        start = stack.take(_random_models(net, 1, generator), 0)
-        params = stack.map(lambda tensor: 3 * tensor, start)
-        labels = stack.forward(net, stack.join([params]), x)[0].argmax(dim=-1)  # it is right on all of them
-        split = Split(x, labels)
-        p = {label: torch.randperm(32, generator=generator) for label in align.identity(spec, params)}
-        copy = align.permute(spec, p, params)
-        expected = merge.barrier(train.evaluate(net, merge.path(params, copy, 11), split).loss).item()
-        before, after = map(float, answer(net, spec, params, p, split))
-        if abs(before - expected) > 1e-3:
-            return f"the barrier before matching is {before:.3f}, expected {expected:.3f} on a path of 11 points."
-        return f"the barrier after matching is {after:.3f}, expected 0." if abs(after) > 1e-4 else ""
+        for _ in range(8):  # one pair alone may be done after the first sweep
+            a, b = (stack.take(_random_models(net, 1, generator), 0) for _ in range(2))
+            first, second = (torch.as_tensor(order) for order in answer(stack.copy(a), stack.copy(b)))
+            for layer, order, units in (("first", first, 16), ("second", second, 12)):
+                if sorted(order.tolist()) != list(range(units)):
+                    return f"the order of the {layer} layer is no order of {units} units: every number once."
+            fault = _room_for_improvement(spec, a, b, {"1": first, "3": second})
+            if fault:
+                return fault
+        return ""
 
-    tell_learner("copy_barriers", find_fault)
+    tell_learner("match_two_layers", find_fault)
+
+
+def _room_for_improvement(spec: align.PermutationSpec, a: Params, b: Params, orders: align.Permutations) -> str:
+    """What to say of a layer whose order could be better, those of the others held; nothing if there is none."""
+    for number, label in enumerate(orders, start=1):
+        products = align.weight_products(spec, label, a, b, orders)
+        reached = products[torch.arange(len(products)), orders[label]].sum().item()
+        best = products[_best_assignment(products)].sum().item()
+        if reached < best - 1e-3:
+            return (
+                f"with the other order held, layer {number} can still be improved, from {reached:.2f} to {best:.2f}: "
+                "what a unit reads, its bias and what reads it all count, and each layer's turn comes again until "
+                "nothing moves."
+            )
+    return ""
+
+
+def _best_assignment(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the assignment with the largest sum."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(products, maximize=True)
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def check_merge_method(answer: Callable[..., Params]) -> None:
@@ -142,6 +162,9 @@ def check_merge_method(answer: Callable[..., Params]) -> None:
                 return f"{name!r} should be one finite tensor of shape {tuple(tensor.shape[1:])}."
         if all(torch.equal(found[name], tensor[0]) for name, tensor in before.items()):
             return "it gives back the first model: the others should count, too."
+        mean = stack.map(lambda tensor: tensor.mean(dim=0), models)
+        if all(torch.allclose(found[name], mean[name], atol=1e-6) for name in mean):
+            return "it is the plain mean, which the library has: change what the mean does to the models."
         twins = stack.take(models, [0, 0])
         merged = answer(net, spec, twins, split, generator)
         for name in merged:
