@@ -155,6 +155,23 @@ def test_no_variable_is_named_like_a_room(path):
 
 
 @each
+def test_no_cell_gives_a_parameter_another_meaning(path):
+    """What was checked stays what it is: a later cell that needs the parameter would get something else."""
+    parameters, others = set(), set()
+    for cell in code(path):
+        tagged = "parameters" in cell.metadata.get("tags", [])
+        (parameters if tagged else others).update(bound(cell.source))
+    assert len(parameters) > 5
+    assert not parameters & others
+
+
+def bound(source):
+    """The names that a cell gives a value in the notebook itself, not inside a function or a comprehension."""
+    symbols = symtable.symtable(source, "cell", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+
+
+@each
 def test_an_exercise_is_a_solution_with_a_check_beneath(path):
     solutions = [k for k, cell in enumerate(code(path)) if "BEGIN SOLUTION" in cell.source]
     assert 2 <= len(solutions) <= 3

@@ -188,15 +188,15 @@ def _batches(
     example = splits[0].x[0]
     x = example.new_empty(len(splits) * batch, *example.shape, device=device)
     targets = example.new_empty(len(splits) * batch, classes, device=device)
-    copies, start = [], 0  # from where, to where, for which rows
+    gathered, start = [], 0  # from where, to where, for which rows
     for _, sharing in groupby(splits, key=id):
         split, *others = sharing
         rows = slice(start, start + batch * (1 + len(others)))
         answers = probabilities(split.y.to(device), classes).to(targets)
-        copies += [(split.x.to(device), x[rows], rows), (answers, targets[rows], rows)]
+        gathered += [(split.x.to(device), x[rows], rows), (answers, targets[rows], rows)]
         start = rows.stop
     for chosen in _next_examples(splits, batch, orders, device):
-        for source, to, rows in copies:
+        for source, to, rows in gathered:
             torch.index_select(source, 0, chosen[rows], out=to)
         yield x.unflatten(0, (-1, batch)), targets.unflatten(0, (-1, batch))
 
