@@ -101,6 +101,7 @@ def merging(device):
     yield "merge.layer_rise", merge.layer_rise(MLP, [(one, other)], SOME)
     two, three = (stack.take(models, torch.tensor(chosen)) for chosen in ([0, 1], [2, 0]))
     yield "merge.average_pairs", merge.average_pairs(two, three)
+    yield "merge.walk_pairs", merge.walk_pairs(MLP, two, three, SOME, points=3)
     yield "merge.best_blend", merge.best_blend(MLP, two, three, SOME, shares=[0.2, 0.8])
 
 
@@ -121,15 +122,14 @@ def growing(device):
     left, right = ([data.rotate_split(DIGITS.quote, angle)] * 3 for angle in (-20.0, 20.0))
     couples = specialists.specialise(RESIDUAL, start, left, right, keep=[0, 4, 8], **HOW)
     yield "specialists.specialise", couples
-    yield "specialists.couple_cka", specialists.couple_cka(RESIDUAL, *couples, DIGITS.quote.x)
-    angles = [20.0] * 9
-    yield "specialists.couple_losses", specialists.couple_losses(RESIDUAL, *couples, DIGITS.audit, angles=angles)
+    origin = stack.chain([start] * 3)
+    yield "specialists.measure", specialists.measure(RESIDUAL, *couples, origin, DIGITS.quote)
+    yield "specialists.gradient_cosine", specialists.gradient_cosine(RESIDUAL, start, left[0], right[0])
+    logits = train.logits(RESIDUAL, couples.a, DIGITS.quote.x)
+    yield "train.fit_temperatures", train.fit_temperatures(logits, DIGITS.quote.y)
     yield "specialists.block_outputs", specialists.block_outputs(RESIDUAL, couples.a, SOME.x)
     family = moved(stack.unflat(stack.init(RESIDUAL, 6, seed=0), (2, 3)), device)
     yield "specialists.kinship", specialists.kinship(RESIDUAL, family, SOME.x)
-    pulls = {**specialists.PULLS, "none": specialists.no_pull}
-    for name, pull in pulls.items():
-        yield f"specialists.PULLS, {name}", pull(start, 0.5, stream(0, "hold"))
     one, other = one_and_other(start)
     yield "decide.compatibility", decide.compatibility(RESIDUAL, one, other, DIGITS.quote)
 

@@ -165,18 +165,6 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-@given(st.integers(0, 1000))
-def test_a_rank_correlation_sees_only_the_order(seed):
-    generator = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(2, 3, 12, generator=generator)
-    found = base.rank_correlation(x, y)
-    assert found.shape == (3,)
-    assert torch.allclose(base.rank_correlation(x.exp(), -y), -found)
-    assert torch.allclose(base.rank_correlation(x, x.atan()), torch.ones(3, dtype=torch.float64))
-    ranks = torch.stack([each.argsort(dim=1).argsort(dim=1).double() for each in (x, y)])
-    assert found.numpy() == pytest.approx([np.corrcoef(*ranks[:, k])[0, 1] for k in range(3)])
-
-
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
 def test_an_interval_of_correlations_stays_within_one(values):
     mean, low, high = base.interval(values, "correlations")

@@ -26,9 +26,9 @@ KEYS = {
         "end_accuracy",
     ],
     "03_compare_specialists": [
-        *(f"{what}_{angle}" for what in ("critical_step", "cka_at_critical", "cka_at_end") for angle in (10, 20, 30)),
-        *(f"merged_loss_at_{when}_{angle}" for when in ("start", "critical", "end") for angle in (10, 20, 30)),
-        "cka_loss_rank_correlation",
+        *(f"{what}_{where}" for what in ("rise", "fall", "cka_at_end") for where in ("20", "30", "never_30")),
+        *("rift_saw", "rift_never", "held_gain_20", "held_gain_30"),
+        *("cka_rank_correlation", "surer_rank_correlation", "surer_when_to_stop"),
     ],
     "04_sparse_meta_tuning": [
         *("in_domain_smat", "out_domain_smat", "out_domain_dense", "out_domain_pretrained", "out_domain_gain"),

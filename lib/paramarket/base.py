@@ -14,7 +14,6 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from paramarket.errors import ParameterError, unknown
 
@@ -214,14 +213,6 @@ def _setting(table: pd.DataFrame, column: str, entry: object, keys: list[str], v
             f"{entry!r} has several rows for {', '.join(keys)} = {twice[0]}: query the table, or pair by more columns."
         )
     return rows
-
-
-def rank_correlation(x: Float[torch.Tensor, "seeds n"], y: Float[torch.Tensor, "seeds n"]) -> torch.Tensor:
-    """Spearman's rank correlation of x and y, one for each seed: [seeds], float64. Ties share their mean rank."""
-    from scipy.stats import spearmanr  # not above: scipy.stats takes longer to import than all the rest
-
-    found = [spearmanr(one, other).statistic for one, other in zip(x.cpu(), y.cpu(), strict=True)]
-    return torch.tensor(found, dtype=torch.float64)
 
 
 @contextmanager

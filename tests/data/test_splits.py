@@ -138,29 +138,6 @@ def test_flipped_labels_are_spread_evenly(digits, generator):
 def test_bad_shares_are_refused(digits, generator):
     with pytest.raises(ParameterError, match=r"share = 1\.5"):
         data.flip_labels(digits.train, 1.5, 10, generator)
-    with pytest.raises(ParameterError, match=r"share = -0\.1"):
-        data.exchange_share(digits.train, digits.quote, -0.1, generator)
-
-
-@given(st.floats(0, 1), st.integers(0, 1000))
-def test_exchanged_keeps_the_size_and_draws_no_example_twice(share, seed):
-    own, other = (
-        data.Split(sign * torch.arange(1.0, n + 1)[:, None], torch.arange(n)) for sign, n in ((1, 20), (-1, 30))
-    )
-    found = data.exchange_share(own, other, share, stream(seed, "exchange"))
-    assert len(found) == 20
-    assert (found.x < 0).sum() == round(20 * share)
-    assert len(found.x.unique()) == 20
-    assert torch.equal(found.x.flatten().abs() - 1, found.y.float())
-
-
-def test_more_than_there_is_cannot_be_exchanged():
-    own, other = (data.Split(torch.zeros(n, 1), torch.zeros(n, dtype=torch.long)) for n in (10, 3))
-    assert data.exchange_share(own, other, 0.0, stream(0)) is own
-    with pytest.raises(DataError, match="5 examples to exchange, the other split has 3"):
-        data.exchange_share(own, other, 0.5, stream(0))
-    with pytest.raises(ParameterError, match=r"share = 1\.5"):
-        data.exchange_share(own, other, 1.5, stream(0))
 
 
 def six_rows(folder):

@@ -6,6 +6,7 @@ import torch
 from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from paramarket import align, merge, stack, train
 from paramarket.base import stream
@@ -223,6 +224,36 @@ def test_a_walk_scores_every_stop_of_every_line(trained, digits):
         assert all(torch.equal(many[k], own) for many, own in zip(score, alone, strict=True))
 
 
+@pytest.mark.parametrize("points", [2, 3, 8])
+@pytest.mark.parametrize(
+    "net",
+    [
+        stack.mlp(64, [16, 12], 10),
+        stack.residual_mlp(64, 12, 2, 10),
+        nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Flatten(), nn.Linear(64, 10)),  # none that begins with a layer
+    ],
+    ids=["mlp", "residual", "general"],
+)
+def test_a_walk_of_pairs_is_the_walk_along_their_paths(net, points, digits):
+    a, b = stack.init(net, 3, seed=0), stack.init(net, 3, seed=1)
+    split = Split(digits.quote.x.flatten(1), digits.quote.y)
+    lines = [path(stack.take(a, k), stack.take(b, k), points) for k in range(3)]
+    by_path = merge.walk(net, lines, split)
+    score = merge.walk_pairs(net, a, b, split, points=points)
+    assert score.loss.shape == (3, points)
+    for found, expected in zip(score, by_path, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_walk_of_pairs_needs_partners_and_two_points(digits):
+    net = stack.mlp(64, [4], 10)
+    a, b = stack.init(net, 3, seed=0), stack.init(net, 2, seed=1)
+    with pytest.raises(ShapeError, match="the two stacks of partners"):
+        merge.walk_pairs(net, a, b, digits.quote, points=3)
+    with pytest.raises(ParameterError, match="points = 1, expected two or more"):
+        merge.walk_pairs(net, a, a, digits.quote, points=1)
+
+
 def test_the_rise_of_a_layer_is_that_half_way_along_its_own_path(trained, digits):
     net, _, model, copy = trained
     found, still = merge.layer_rise(net, iter([(model, copy), (model, model)]), digits.test)
@@ -271,34 +302,6 @@ def test_the_best_blend_is_best_for_each_couple_by_itself():
     for k in range(3):
         tried = {name: each[k] for name, each in merge.blend_pairs(a, b, shares).items()}
         assert best[k].item() == pytest.approx(train.evaluate(net, tried, split).loss.min().item())
-
-
-@given(st.integers(0, 1000))
-def test_the_distance_below_a_curve_is_measured_at_the_same_x_whichever_way_it_runs(seed):
-    x = torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
-    y = 3 - 2 * x  # a straight line, so that what lies between its points is known
-    inside = (x[:, :1] + (x[:, -1:] - x[:, :1]) * torch.tensor([0.1, 0.5, 0.9])).T  # [settings, pairs]
-    below = merge.distance_below(inside, 3 - 2 * inside - 0.5, curve_x=x, curve_y=y)
-    assert torch.allclose(below, torch.full((3, 2), 0.5), atol=1e-5)
-    backwards = merge.distance_below(inside, 3 - 2 * inside - 0.5, curve_x=x.flip(1), curve_y=y.flip(1))
-    assert torch.allclose(backwards, below)
-    beyond = merge.distance_below(x[:, -1:].T + 1, y[:, -1:].T, curve_x=x, curve_y=y)
-    assert torch.allclose(beyond, torch.zeros(1, 2), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        [(3, 2), (3, 2), (1, 6), (1, 6)],
-        [(3, 2), (3, 2), (3, 6), (3, 6)],
-        [(3, 2), (1, 2), (2, 6), (2, 6)],
-        [(3, 2), (3, 2), (2, 6), (2, 5)],
-    ],
-)
-def test_settings_and_curves_of_different_pairs_are_refused(shapes):
-    x, y, curve_x, curve_y = map(torch.zeros, shapes)
-    with pytest.raises(ShapeError, match=r"expected \[settings, pairs\] and \[pairs, points\] twice"):
-        inspect.unwrap(merge.distance_below)(x, y, curve_x=curve_x, curve_y=curve_y)
 
 
 def test_a_blend_needs_partners_and_shares():
@@ -360,7 +363,8 @@ def looked_at(net, a, b, split):
     line, grid = path(one, other, 4), plane(one, other, third, 3)
     losses = train.evaluate(net, line, split).loss.to(stack.device(line))
     rises = merge.layer_rise(net, [(one, other)], split)
-    shown = [*merge.walk(net, [line, line], split), rises, barrier(losses), grid.x, grid.y, grid.corners]
+    pairs = merge.walk_pairs(net, a, b, split, points=4)
+    shown = [*merge.walk(net, [line, line], split), *pairs, rises, barrier(losses), grid.x, grid.y, grid.corners]
     best = merge.best_blend(net, a, b, split, shares=[0.2, 0.8])
     models = [line, layer_path(one, other, ["1.bias"], 3), merge.average_pairs(a, b), best, grid.models]
     return shown, models

@@ -38,13 +38,6 @@ def test_curves_share_ticks_and_one_legend(drawn):
     assert [text.get_text() for text in axes[0].figure.legends[0].texts] == ["A", "B"]
 
 
-def test_a_turning_point_is_marked_in_both_rows(drawn):
-    losses, alike = {"merged": torch.rand(1, 5, 3) + 0.1}, {"block 4": torch.rand(1, 5, 3)}
-    plot.turning([0, 10, 20], ["20°"], losses, alike, [10], "title")
-    for axis in drawn():
-        assert [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == ":"] == [1.0]
-
-
 def test_sweeps_have_a_panel_a_setting_and_name_its_values(drawn):
     numbers, ends = {"matched": torch.rand(5, 2)}, torch.tensor([[0.8, 0.9]] * 5)
     panels = {"width": ([16, 512], numbers, ends), "learning_rate": ([5e-4, 0.1], numbers, ends)}

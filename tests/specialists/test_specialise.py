@@ -7,7 +7,7 @@ import torch
 from devices import second_device
 from orders import equal
 
-from paramarket import cka, data, merge, specialists, stack, train
+from paramarket import cka, data, specialists, stack, train
 from paramarket.base import stream
 from paramarket.errors import ParameterError, ShapeError
 
@@ -69,50 +69,14 @@ def test_steps_to_keep_may_stand_in_an_array(grown, make):
     assert equal(found, stack.take(a, slice(6)))
 
 
-@pytest.mark.parametrize("pull", [specialists.no_pull, *specialists.PULLS.values()])
-def test_every_way_to_hold_back_is_a_pull(pull):
-    assert isinstance(pull, specialists.Pull)
-    assert list(inspect.signature(pull).parameters)[::2] == ["models", "generator"]
-
-
 def test_a_pull_holds_both_copies(grown):
     base, left, right, _ = grown
-    pull = specialists.freeze_first_layers(base, 1, stream(0, "none"))
+    pull = stack.map(torch.zeros_like, base)
+    pull["1.weight"].fill_(1.0)
     a, b = specialists.specialise(NET, base, left, right, keep=[5], pull=pull, **HOW)
     for side in (a, b):
         assert torch.equal(side["1.weight"], base["1.weight"])
         assert not torch.equal(side["3.linear.weight"], base["3.linear.weight"])
-
-
-def test_couples_are_judged_at_home_and_together(grown, digits):
-    _, _, _, (a, b) = grown
-    angles = [10.0, 20.0, 20.0] * 3
-    home, merged = specialists.couple_losses(NET, a, b, digits.audit, angles=angles)
-    for k in (0, 4, 8):
-        there = [data.rotate_split(digits.audit, sign * angles[k]) for sign in (-1, 1)]
-        pair = [stack.take(side, [k]) for side in (a, b)]
-        own = [train.evaluate(NET, one, split).loss.item() for one, split in zip(pair, there, strict=True)]
-        assert home[k].item() == pytest.approx(sum(own) / 2, rel=1e-5)
-        both = train.evaluate(NET, merge.average_pairs(*pair), digits.audit).loss.item()
-        assert merged[k].item() == pytest.approx(both, rel=1e-5)
-
-
-def test_couples_that_are_none_are_refused(grown, digits):
-    _, _, _, (a, b) = grown
-    with pytest.raises(ShapeError, match="9 models in a, 9 in b, 2 angles"):
-        specialists.couple_losses(NET, a, b, digits.audit, angles=[10.0, 20.0])
-    with pytest.raises(ShapeError, match="9 models in a, 3 in b, 9 angles"):
-        specialists.couple_losses(NET, a, stack.take(b, slice(3)), digits.audit, angles=[10.0] * 9)
-
-
-def test_couple_cka_is_the_cka_of_every_layer_and_one_for_twins(grown, digits):
-    base, _, _, (a, b) = grown
-    found = specialists.couple_cka(NET, a, b, digits.quote.x)
-    assert found.shape == (4, 9)  # the first layer, two blocks, the last layer
-    assert torch.allclose(found[:, :3], torch.ones(4, 3))
-    said = [stack.features(NET, side, digits.quote.x)["3"][8] for side in (a, b)]
-    assert found[1, 8].item() == pytest.approx(cka.linear_cka(*said, debiased=True), abs=1e-5)
-    assert list(specialists.block_outputs(NET, base, digits.quote.x)) == ["2", "3", "4", "5"]
 
 
 PLAIN = stack.mlp(64, [12], 10)
@@ -163,27 +127,6 @@ def test_hidden_units_in_another_order_are_as_alike_and_further_apart(digits):
     assert not torch.allclose(apart[:, 0, 1], apart[:, 0, 2], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", specialists.PULLS)
-def test_every_pull_is_a_share_for_every_weight(name):
-    models = stack.init(NET, 2, seed=0)
-    pull = specialists.PULLS[name](models, 0.5, stream(0, "hold"))
-    assert {name: tensor.shape for name, tensor in pull.items()} == {n: t.shape for n, t in models.items()}
-    assert all(((share >= 0) & (share <= 1)).all() for share in pull.values())
-
-
-def test_pulls_hold_what_they_say():
-    models, chance = stack.init(NET, 4, seed=0), stream(0, "hold")
-    assert not any(share.any() for share in specialists.no_pull(models, 1.0, chance).values())
-    assert all((share == 0.25).all() for share in specialists.pull_to_base(models, 0.25, chance).values())
-    first = specialists.freeze_first_layers(models, 2, chance)
-    held = {name for name, share in first.items() if share.all()}
-    assert held == {"1.weight", "1.bias", "3.linear.weight", "3.linear.bias"}
-    assert not any(share.any() for name, share in first.items() if name not in held)
-    loose = torch.cat([1 - share.flatten() for share in specialists.free_few_weights(models, 0.1, chance).values()])
-    assert loose.unique().tolist() == [0, 1]
-    assert loose.mean().item() == pytest.approx(0.1, abs=0.02)
-
-
 def test_a_split_is_needed_for_every_model(grown):
     base, left, right, _ = grown
     with pytest.raises(ShapeError, match="2 splits on the left, 3 on the right, for 3 models"):
@@ -225,44 +168,19 @@ def test_training_may_go_on_after_the_last_look(grown):
 
 
 def test_on_a_second_device_specialists_grow_and_are_judged_as_on_the_cpu(grown, digits):
-    base, left, right, couples = grown
-    angles, x = [10.0, 20.0, 20.0] * 3, digits.quote.x
-    losses = specialists.couple_losses(NET, *couples, digits.audit, angles=angles)
-    alike = specialists.couple_cka(NET, *couples, x)
+    base, left, right, _ = grown
+    x = digits.quote.x
     kin = specialists.kinship(NET, families(3, NET), x)
     with second_device() as other:
         moved = stack.map(lambda tensor: tensor.to(other), base)
         away = specialists.specialise(NET, moved, left, right, keep=[0, 5, 10], **HOW)
         assert stack.device(away.a) == stack.device(away.b) == other
-        shown = [
-            *specialists.couple_losses(NET, *away, digits.audit, angles=angles),
-            specialists.couple_cka(NET, *away, x),
-            *specialists.kinship(NET, stack.map(lambda tensor: tensor.to(other), families(3, NET)), x),
-        ]
+        shown = specialists.kinship(NET, stack.map(lambda tensor: tensor.to(other), families(3, NET)), x)
         outputs = specialists.block_outputs(NET, away.a, x)
         assert {output.device for output in outputs.values()} == {other}
-    for found, expected in zip(shown, [*losses, alike, *kin], strict=True):
+    for found, expected in zip(shown, kin, strict=True):
         assert found.device.type == "cpu"
         assert torch.allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", [None, *specialists.PULLS])
-def test_a_pull_is_where_its_models_are(name):
-    pull_of = specialists.PULLS[name] if name else specialists.no_pull
-    models = stack.init(NET, 2, seed=0)
-    expected = pull_of(models, 0.5, stream(0, "hold"))
-    with second_device() as other:
-        pull = pull_of(stack.map(lambda tensor: tensor.to(other), models), 0.5, stream(0, "hold"))
-        assert stack.device(pull) == other
-        assert equal(stack.map(lambda shares: shares.cpu(), pull), expected)
-
-
-def test_the_table_of_what_couples_lose_has_a_row_a_couple():
-    losses = specialists.CoupleLosses(home=torch.tensor([0.5, 0.25]), merged=torch.tensor([1.0, 2.0]))
-    table = losses.table(stack.grid(angle=[10.0, 20.0]))
-    assert table.to_dict("list") == {"angle": [10.0, 20.0], "home_loss": [0.5, 0.25], "merged_loss": [1.0, 2.0]}
-    with pytest.raises(ShapeError, match=r"'home_loss' has shape \(2,\), expected \(3,\)"):
-        losses.table(stack.grid(seed=range(3)))
 
 
 def test_the_table_of_kinship_has_a_row_for_every_two_of_a_family():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm, nll_loss
 
 from paramarket import cka, teach
 from paramarket.smat import HardConcrete
@@ -11,10 +12,27 @@ def uncentred(x, y):
     return ((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
 
 
-def outlier(x, far=1000.0):
-    moved = x.clone()
-    moved[0] += far
-    return moved
+def turning_step(on_quote):
+    return on_quote.groupby("step").accuracy.mean().idxmax()
+
+
+def luckiest_step(on_quote):
+    return on_quote.loc[on_quote.accuracy.idxmax()].step
+
+
+def latest_of_equals(on_quote):
+    means = on_quote.groupby("step").accuracy.mean()
+    return means.index[means == means.max()][-1]
+
+
+def output_router_step(logs, y, gate, rate, in_place=False):
+    leaf = (gate if in_place else gate.clone()).requires_grad_()
+    normed = layer_norm(logs.flatten(1), (logs[0].numel(),))
+    shares = (normed @ leaf.T).log_softmax(dim=-1)
+    loss = nll_loss((shares.unsqueeze(-1) + logs).logsumexp(dim=1), y)
+    (slope,) = torch.autograd.grad(loss, leaf)
+    leaf = leaf.detach()
+    return leaf.sub_(rate * slope)
 
 
 def mixed_alpha(keys, a, b, share, scaled=True):
@@ -54,11 +72,15 @@ def pays_after(once, each, instead, rounded=math.ceil):
         (teach.check_cka, uncentred, "Did you centre every feature?"),
         (teach.check_cka, lambda x, y: 1.0, "for a random pair it says 1.000"),
         (teach.check_cka, lambda x, y: 0.5, "should be like itself: 1, not 0.500."),
-        (teach.check_fool, outlier, "✓ fool holds"),
-        (teach.check_fool, lambda x: x.clone(), "0 examples differ, expected one"),
-        (teach.check_fool, lambda x: outlier(x, 0.5), "move the one example further away"),
-        (teach.check_fool, lambda x: outlier(x, torch.inf), "expected finite numbers of shape (1000, 10)"),
-        (teach.check_fool, torch.Tensor.neg_, "it changes x itself"),
+        (teach.check_turning_step, turning_step, "✓ turning_step holds"),
+        (teach.check_turning_step, luckiest_step, "one lucky pair is no reason"),
+        (teach.check_turning_step, latest_of_equals, "expected step 0, got 80: all are equally good"),
+        (teach.check_turning_step, lambda _: 20, "expected step "),
+        (teach.check_output_router_step, output_router_step, "✓ output_router_step holds"),
+        (teach.check_output_router_step, lambda *of: output_router_step(*of[:3], -of[3]), "a step uphill"),
+        (teach.check_output_router_step, lambda *of: output_router_step(*of, in_place=True), "it changes the gate"),
+        (teach.check_output_router_step, lambda logs, y, gate, rate: gate[0], "of shape (3, 15), got (15,)"),
+        (teach.check_output_router_step, lambda logs, y, gate, rate: gate, "the gate is off by up to 0."),
         (teach.check_open_chance, HardConcrete().nonzero, "✓ open_chance holds"),
         (teach.check_open_chance, HardConcrete().one, "that is the chance of z = 1"),
         (teach.check_open_chance, torch.sigmoid, "it is off by up to 0.3"),

@@ -72,3 +72,45 @@ def test_a_score_of_other_models_than_the_grids_is_refused():
         score.table(stack.grid(seed=range(2)))
     with pytest.raises(ShapeError, match=r"'accuracy' has shape \(3, 2\), expected \(3, 1\)"):
         score.class_table(stack.grid(seed=range(3)), ["cat"])
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 5))
+def test_no_other_temperature_has_a_lower_loss(seed, sharpness):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (60,), generator=generator)
+    logits = sharpness * (torch.randn(2, 60, 4, generator=generator) + torch.nn.functional.one_hot(y, 4))
+    best = train.fit_temperatures(logits, y)
+
+    def loss(temperatures):
+        return train.score_logits(logits / temperatures.view(-1, 1, 1), y).loss
+
+    for factor in (0.5, 0.9, 1.1, 2.0):
+        inside = (best * factor > 1 / 20) & (best * factor < 20)
+        assert (loss(best * factor) >= loss(best) - 1e-5)[inside].all()
+
+
+def test_a_temperature_takes_back_what_logits_were_multiplied_with_and_changes_no_answer(digits):
+    trained = train.fit(NET, stack.init(NET, 3, seed=0), digits.train, steps=60).stack
+    logits = train.logits(NET, trained, digits.quote.x)
+    best = train.fit_temperatures(logits, digits.quote.y)
+    assert torch.allclose(train.fit_temperatures(3 * logits, digits.quote.y), 3 * best, rtol=1e-3)
+    plain, calibrated = (train.score_logits(each, digits.quote.y) for each in (logits, logits / best.view(-1, 1, 1)))
+    assert torch.equal(plain.accuracy, calibrated.accuracy)
+    assert (calibrated.loss <= plain.loss + 1e-6).all()
+
+
+def test_temperatures_stay_within_bounds():
+    right = torch.eye(2).repeat(1, 3, 1) / 10  # never wrong: the sharper, the better
+    wrong = right.flip(-1)
+    y = torch.tensor([0, 1] * 3)
+    assert train.fit_temperatures(torch.cat([right, wrong]), y).tolist() == pytest.approx([1 / 20, 20], rel=1e-3)
+
+
+def test_logits_are_those_of_forward_and_their_score_is_evaluates(digits):
+    many = stack.init(NET, 2, seed=0)
+    logits = train.logits(NET, many, digits.test.x, batch=7)
+    assert torch.allclose(logits, stack.forward(NET, many, digits.test.x), atol=1e-5)
+    for one, other in zip(
+        train.score_logits(logits, digits.test.y), train.evaluate(NET, many, digits.test), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)

@@ -185,17 +185,3 @@ def flip_labels(split: Split, share: float, classes: int, generator: torch.Gener
 def concat(*splits: Split) -> Split:
     """The examples of all, one split after another."""
     return Split(torch.cat([split.x for split in splits]), torch.cat([split.y for split in splits]))
-
-
-def exchange_share(own: Split, other: Split, share: float, generator: torch.Generator) -> Split:
-    """`own` with a random share of its examples exchanged for as many of `other`, drawn without repetition."""
-    _check_share("share", share)
-    count = round(share * len(own))
-    if count > len(other):
-        raise DataError(f"{count} examples to exchange, the other split has {len(other)}: take a smaller share.")
-    if count == 0:
-        return own
-    kept = torch.randperm(len(own), generator=generator)[count:]
-    taken = torch.randperm(len(other), generator=generator)[:count]
-    exchanged = Split(other.x[taken], other.y[taken])
-    return concat(Split(own.x[kept], own.y[kept]), exchanged) if len(kept) else exchanged

@@ -10,12 +10,12 @@ from paramarket.merge.landscape import (
     barrier,
     best_blend,
     blend_pairs,
-    distance_below,
     layer_path,
     layer_rise,
     path,
     plane,
     walk,
+    walk_pairs,
 )
 from paramarket.merge.methods import (
     METHODS,
@@ -40,7 +40,6 @@ __all__ = [
     "barrier",
     "best_blend",
     "blend_pairs",
-    "distance_below",
     "distil",
     "ensemble",
     "layer_path",
@@ -54,4 +53,5 @@ __all__ = [
     "task_arithmetic",
     "ties",
     "walk",
+    "walk_pairs",
 ]

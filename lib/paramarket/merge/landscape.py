@@ -6,7 +6,6 @@ Many pairs at once are two stacks, a and b: the k-th model of one has the k-th o
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from paramarket.base import check_list, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError, unknown
 from paramarket.stack import Params, Stack
-from paramarket.train import Score, evaluate
+from paramarket.train import Score, evaluate, score_logits
 
 
 def path(a: Params, b: Params, points: int) -> Stack:
@@ -29,14 +28,19 @@ def path(a: Params, b: Params, points: int) -> Stack:
             [2., 2.],
             [4., 3.]])}
     """
+    line = stack.mix(_shares(points), stack.join([a, b]))
+    for name, tensor in line.items():
+        tensor[0], tensor[-1] = a[name], b[name]
+    return line
+
+
+def _shares(points: object) -> Float[Tensor, "points 2"]:
+    """(1 - t, t) at equal steps from 0 to 1."""
     points = whole_number("points", points)
     if points < 2:
         raise ParameterError(f"points = {points}, expected two or more: both ends belong to a path.")
     t = torch.linspace(0, 1, points)
-    line = stack.mix(torch.stack([1 - t, t], dim=1), stack.join([a, b]))
-    for name, tensor in line.items():
-        tensor[0], tensor[-1] = a[name], b[name]
-    return line
+    return torch.stack([1 - t, t], dim=1)
 
 
 def layer_path(a: Params, b: Params, names: Sequence[str], points: int) -> Stack:
@@ -81,6 +85,47 @@ def walk(net: nn.Module, lines: Iterable[Stack], split: Split) -> Score:
     points = {len(score.loss) for score in scores}
     if len(points) != 1:
         raise ShapeError(f"lines of {sorted(points)} points: expected one line or more, with the same number on each.")
+    return _side_by_side(scores)
+
+
+def walk_pairs(net: nn.Module, a: Stack, b: Stack, split: Split, *, points: int) -> Score:
+    """The score of every stop on the straight line of every pair: loss and accuracy [pairs, points], on the CPU.
+
+    What `walk` says of their paths, up to rounding, at less work: what a linear first layer says is linear in its
+    weights, so its products at both ends serve all stops between.
+
+    >>> import torch
+    >>> from paramarket import data, merge, stack
+    >>> net, split = stack.mlp(4, [3], 2), data.Split(torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    >>> a, b = stack.init(net, copies=2, seed=0), stack.init(net, copies=2, seed=1)
+    >>> lines = [merge.path(stack.take(a, k), stack.take(b, k), points=5) for k in range(2)]
+    >>> stops = merge.walk_pairs(net, a, b, split, points=5).loss
+    >>> torch.allclose(stops, merge.walk(net, lines, split).loss)
+    True
+    """
+    stack.compare(b, a, "the two stacks of partners")
+    pairs = [(stack.take(a, k), stack.take(b, k)) for k in range(stack.count(a))]
+    if stack.split_first(net) is None:
+        return walk(net, [path(one, other, points) for one, other in pairs], split)
+    return _side_by_side([_score_line(net, one, other, split, points) for one, other in pairs])
+
+
+@torch.no_grad()
+def _score_line(net: nn.Module, a: Params, b: Params, split: Split, points: int) -> Score:
+    """The score of every stop from a to b, of a net that begins with a linear layer."""
+    first, rest = stack.split_first(net)
+    shares, ends = _shares(points), stack.join([a, b])
+    line = stack.mix(shares, {name: ends[name] for name, _ in rest.named_parameters()})
+    logits = []
+    for x in split.x.split(250):
+        said = stack.linear(net, ends, first, stack.place(x.flatten(1), ends))
+        at_stops = torch.tensordot(shares.to(said), said, dims=1)  # [points, n, units]
+        logits.append(stack.apply(rest, line, at_stops, shared=False, training=False))
+    return score_logits(torch.cat(logits, dim=1), split.y)
+
+
+def _side_by_side(scores: Sequence[Score]) -> Score:
+    """The scores of lines with the same number of points as one, [lines, points]."""
     return Score(
         loss=torch.stack([score.loss for score in scores]),
         accuracy=torch.stack([score.accuracy for score in scores]),
@@ -140,29 +185,6 @@ def _heights(losses: Float[Tensor, "*batch points"], reference: str) -> Float[Te
     t = torch.linspace(0, 1, losses.shape[-1]).to(losses)
     level = (1 - t) * first + t * last if reference == "chord" else (first + last) / 2
     return losses - level
-
-
-def distance_below(
-    x: Float[Tensor, "settings pairs"],
-    y: Float[Tensor, "settings pairs"],
-    *,
-    curve_x: Float[Tensor, "pairs points"],
-    curve_y: Float[Tensor, "pairs points"],
-) -> Float[Tensor, "settings pairs"]:
-    """How far each setting (x, y) of a pair lies below the pair's own curve at the same x; above it the sign is minus.
-
-    A curve is joined by straight lines between its points, and level beyond its ends; its x may run either way. The
-    unit is that of y. All on the CPU.
-    """
-    if x.shape != y.shape or curve_x.shape != curve_y.shape or x.shape[1] != len(curve_x):
-        points, curves = (f"{tuple(one.shape)} and {tuple(two.shape)}" for one, two in ((x, y), (curve_x, curve_y)))
-        raise ShapeError(f"x and y {points}, curves {curves}: expected [settings, pairs] and [pairs, points] twice.")
-    height = torch.empty_like(x)
-    for pair in range(len(curve_x)):
-        order = curve_x[pair].argsort(stable=True)  # of equal x the order given
-        known_x, known_y = curve_x[pair][order].numpy(), curve_y[pair][order].numpy()
-        height[:, pair] = torch.from_numpy(np.interp(x[:, pair].numpy(), known_x, known_y))
-    return height - y
 
 
 class Plane(NamedTuple):

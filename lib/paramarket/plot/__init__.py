@@ -11,24 +11,23 @@ if TYPE_CHECKING:
     from paramarket.plot.bars import layer_bars, share_bars, surplus_bars
     from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
     from paramarket.plot.images import filters, image_row
-    from paramarket.plot.lines import curves, labels_curve, panels, sweeps, turning
-    from paramarket.plot.look import COLOURS, controls, interval95, percent, style
+    from paramarket.plot.lines import curves, labels_curve, panels, sweeps
+    from paramarket.plot.look import COLOURS, controls, headline, interval95, percent, style
     from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
-    from paramarket.plot.scatter import Spots, frontier, method_plane, trails
+    from paramarket.plot.scatter import method_plane
 
 __all__ = [
     "COLOURS",
     "PriceRow",
-    "Spots",
     "cka_heatmap",
     "class_accuracy",
     "class_arrows",
     "controls",
     "curves",
     "filters",
-    "frontier",
     "gain_rows",
     "harm_table",
+    "headline",
     "image_row",
     "interval95",
     "labels_curve",
@@ -44,8 +43,6 @@ __all__ = [
     "style",
     "surplus_bars",
     "sweeps",
-    "trails",
-    "turning",
     "ways",
 ]
 

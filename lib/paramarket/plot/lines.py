@@ -55,33 +55,6 @@ def curves(ticks: Sequence[object], lines: Panels, axes_of: tuple[str, str], tit
     plt.show()
 
 
-def turning(
-    steps: Sequence[int],
-    names: Sequence[str],
-    losses: Mapping[str, Float[Tensor, "panels seeds steps"]],
-    similarity: Mapping[str, Float[Tensor, "panels seeds steps"]],
-    critical: Sequence[int],
-    title: str,
-) -> None:
-    """Losses above, CKA beneath, over the same steps; one column a name, its critical step marked by a dotted line."""
-    above = _table(panels(names, losses)).assign(row="loss")
-    beneath = _table(panels(names, similarity)).assign(row="CKA")
-    rows = {"sharey": "row", "gridspec_kws": {"height_ratios": [3, 2]}}
-    grid = _draw(pd.concat([above, beneath], ignore_index=True), 6.4, title, **rows)
-    for column, step in enumerate(critical):
-        for axis in grid.axes[:, column]:
-            axis.axvline(list(steps).index(step), color="black", linestyle=":", linewidth=1.5)
-        grid.axes[1, column].set_title("")  # the upper row says it
-    grid.set(xticks=range(len(steps)), xticklabels=steps, xlabel="steps of specialising")
-    upper, lower = grid.axes[:, 0]
-    upper.set(ylabel="loss (nats)", yscale="log")
-    upper.set_yticks([0.1, 0.2, 0.3, 0.5, 1, 2], ["0.1", "0.2", "0.3", "0.5", "1", "2"])
-    upper.set_ylim(0.9 * above.value.min(), 1.1 * above.value.max())
-    upper.minorticks_off()
-    lower.set(ylabel="CKA, debiased", ylim=(None, 1.02))
-    plt.show()
-
-
 def sweeps(
     panels: Mapping[str, tuple[Sequence[float], Mapping[str, Numbers], Numbers]], quantity: str, title: str
 ) -> None:

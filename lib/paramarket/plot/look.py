@@ -86,7 +86,8 @@ def percent(axis: Axes, side: str = "y") -> None:
 
 def headline(figure: Figure, title: str) -> None:
     """The title of a figure of several panels, where a single panel has its own."""
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium")
+    place = {} if figure.get_constrained_layout() else {"y": 1, "va": "bottom"}  # there nothing makes room for it
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize="medium", **place)
 
 
 def whiskers(found: Interval) -> np.ndarray:

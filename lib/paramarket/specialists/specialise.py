@@ -1,23 +1,22 @@
-"""Two specialists from one base: trained side by side, pulled back in various ways, judged where they live.
+"""Two specialists from one base: trained side by side, pulled back in various ways, compared layer by layer.
 
 A couple is a model of stack `a` and the model of stack `b` at the same place, grown from the same base.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, NamedTuple, SupportsIndex
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from paramarket import cka, stack
 from paramarket.base import check_list, stream, whole_number
-from paramarket.data import Split, rotate_split
+from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
-from paramarket.merge import average_pairs
 from paramarket.stack import Stack
-from paramarket.train import evaluate, fit
+from paramarket.train import fit
 
 
 class Couples(NamedTuple):
@@ -43,7 +42,7 @@ def specialise(
     Gives a and b, each of len(keep) * K models: all K as they were at the first step of `keep`, then at the next, and
     so on; training ends at the largest, unless `steps` says later.
     seed: the k-th copy on the left takes its images in the order of the stream (seed, "specialise", "left", k)
-    pull: of `train.fit`, for K models, on both copies; see `PULLS` · settings: of `train.fit`
+    pull: of `train.fit`, for K models, on both copies · settings: of `train.fit`
     Raises ShapeError unless there is one split on either side for each model, ParameterError if `keep` is no list,
     is empty or names a step that training never reaches.
 
@@ -79,41 +78,6 @@ def _on_both_copies(share: Tensor, copies: int) -> Tensor:
     return torch.cat([share, share]) if share.shape[:1] == (copies,) else share
 
 
-class CoupleLosses(NamedTuple):
-    """What every couple loses, nats, on the CPU.
-
-    home: the mean of the two, each on the target as its own camera shows it
-    merged: of their averaged weights, on the target itself
-    """
-
-    home: Float[Tensor, " couples"]
-    merged: Float[Tensor, " couples"]
-
-    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """One row a couple: the columns of a grid, `home_loss` and `merged_loss` (nats)."""
-        return stack.table(rows, home_loss=self.home, merged_loss=self.merged)
-
-
-def couple_losses(net: nn.Module, a: Stack, b: Stack, split: Split, *, angles: Sequence[float]) -> CoupleLosses:
-    """How every couple does at home, and how its average does on the target, which is the split.
-
-    angles: one for each couple, degrees: at home the split is turned, by -angle for a, by +angle for b
-    Raises ShapeError unless a and b have as many models as there are angles.
-    """
-    sizes = [stack.count(a), stack.count(b), len(angles)]
-    if len(set(sizes)) != 1:
-        raise ShapeError(f"{sizes[0]} models in a, {sizes[1]} in b, {sizes[2]} angles: expected as many of each.")
-    turns = torch.tensor(angles)
-    at_home = torch.empty(2, len(angles))
-    for angle in turns.unique().tolist():
-        couples = turns == angle
-        for row, models, degrees in ((0, a, -angle), (1, b, angle)):
-            score = evaluate(net, stack.take(models, couples), rotate_split(split, degrees))
-            at_home[row, couples] = score.loss
-    merged = evaluate(net, average_pairs(a, b), split).loss
-    return CoupleLosses(at_home.mean(dim=0), merged)
-
-
 def block_outputs(
     net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]
 ) -> dict[str, Float[Tensor, "K n units"]]:
@@ -121,14 +85,6 @@ def block_outputs(
     outputs = stack.features(net, models, x)
     _before_relu, *layers = outputs
     return {layer: outputs[layer] for layer in layers}
-
-
-def couple_cka(net: nn.Sequential, a: Stack, b: Stack, x: Float[Tensor, "n ..."]) -> Float[Tensor, "layers couples"]:
-    """Debiased linear CKA of the two of each couple, layer by layer (see `block_outputs`), on the CPU."""
-    of_a = block_outputs(net, a, x)
-    of_b = block_outputs(net, b, x)
-    by_layer = [cka.linear_cka(of_a[layer], of_b[layer], debiased=True) for layer in of_a]
-    return torch.stack(by_layer).float()
 
 
 class Kinship(NamedTuple):
@@ -160,51 +116,3 @@ def kinship(net: nn.Sequential, models: Stack, x: Float[Tensor, "n ..."]) -> Kin
     apart = torch.cdist(weights, weights, compute_mode="donot_use_mm_for_euclid_dist")  # products would cost digits
     length = weights.norm(dim=2).mean(dim=1)
     return Kinship(alike.float(), (apart / length.view(-1, 1, 1)).cpu())
-
-
-@runtime_checkable
-class Pull(Protocol):
-    """A way to hold specialists back: how strongly every weight is drawn back to the base after each training step.
-
-    Given the base models [K], a strength in the way's own measure, and the caller's stream for what is random, it gives
-    the `pull` of `train.fit`: for every weight a share from 0, which is free, to 1, which stays as the base has it.
-    """
-
-    def __call__(self, models: Stack, strength: float, generator: Generator, /) -> Stack: ...
-
-
-def no_pull(models: Stack, strength: float, generator: Generator) -> Stack:
-    """Nothing is held back, whatever the strength."""
-    return stack.map(torch.zeros_like, models)
-
-
-def pull_to_base(models: Stack, share: float, generator: Generator) -> Stack:
-    """Every weight goes that share of its way back to the base after each step."""
-    return stack.map(lambda tensor: torch.full_like(tensor, share), models)
-
-
-def freeze_first_layers(models: Stack, depth: float, generator: Generator) -> Stack:
-    """The first `depth` layers, counted from the input, stay as the base has them."""
-    order = stack.layers(models)
-    pull = stack.map(torch.zeros_like, models)
-    for name, shares in pull.items():
-        if order.index(stack.layer_of(name)) < depth:
-            shares.fill_(1.0)
-    return pull
-
-
-def free_few_weights(models: Stack, density: float, generator: Generator) -> Stack:
-    """Only a random share `density` of the weights may change, drawn for each model by itself."""
-
-    def shares(tensor: Tensor) -> Tensor:
-        chance = torch.rand(tensor.shape, generator=generator)
-        return (chance >= density).to(tensor)
-
-    return stack.map(shares, models)
-
-
-PULLS: dict[str, Pull] = {
-    "pulled to the base": pull_to_base,
-    "first layers frozen": freeze_first_layers,
-    "few weights free": free_few_weights,
-}

@@ -2,11 +2,12 @@
 
 from paramarket.teach.checks_experts import (
     check_cka,
-    check_fool,
     check_mixed_alpha,
     check_open_chance,
+    check_output_router_step,
     check_pays_after,
     check_specialist,
+    check_turning_step,
 )
 from paramarket.teach.checks_market import check_best_share, check_better_bid, check_rounds_to, check_split_cents
 from paramarket.teach.checks_weights import (
@@ -24,17 +25,18 @@ __all__ = [
     "check_best_share",
     "check_better_bid",
     "check_cka",
-    "check_fool",
     "check_match_layer",
     "check_match_two_layers",
     "check_merge_method",
     "check_mixed_alpha",
     "check_open_chance",
+    "check_output_router_step",
     "check_pays_after",
     "check_rounds_to",
     "check_same_mistake",
     "check_specialist",
     "check_split_cents",
     "check_swap_units",
+    "check_turning_step",
     "student_copy",
 ]

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
-from paramarket import cka
+from paramarket import cka, stack
 from paramarket.smat import HardConcrete, route
 from paramarket.stack import Params
 from paramarket.teach.checking import fresh_generator, tell_learner
@@ -34,24 +36,63 @@ def check_cka(answer: Callable[[Tensor, Tensor], float]) -> None:
     tell_learner("my_cka", find_fault)
 
 
-def check_fool(answer: Callable[[Tensor], Tensor]) -> None:
-    """Notebook 03: a copy of x [n, p] that differs in one example and whose CKA with x is below .1."""
+def check_turning_step(answer: Callable[[pd.DataFrame], int]) -> None:
+    """Notebook 03: the step of the best mean accuracy over pairs, the earliest of equal ones, from a table."""
 
     def find_fault() -> str:
-        x = torch.randn(1000, 10, generator=fresh_generator())
-        before = x.clone()
-        found = answer(x)
-        if not torch.equal(x, before):
-            return "it changes x itself: make a copy with x.clone()."
-        if found.shape != x.shape or not found.isfinite().all():
-            return f"expected finite numbers of shape {tuple(x.shape)}, got shape {tuple(found.shape)}."
-        value = cka.linear_cka(x, found)
-        changed = int((found != x).any(dim=1).sum())
-        if changed != 1:
-            return f"{changed} examples differ, expected one."
-        return f"the CKA is still {value:.3f}: move the one example further away." if value >= 0.1 else ""
+        generator = fresh_generator()
+        steps = [0, 10, 20, 40, 80]
+        level = torch.tensor([0.5, 0.7, 0.8, 0.75, 0.6])[torch.randperm(5, generator=generator)]
+        accuracy = level.view(-1, 1) + 0.01 * torch.rand(5, 4, generator=generator)
+        lucky = accuracy.clone()
+        lucky[-1] = torch.tensor([1.0, 0.1, 0.1, 0.1])
+        equal = torch.full((5, 4), 0.5)
+        best, best_but_last = steps[level.argmax()], steps[level[:-1].argmax()]
+        cases = [
+            (accuracy, best, "the mean over the pairs is best there"),
+            (lucky, best_but_last, "one lucky pair is no reason: take the mean over the pairs first"),
+            (equal, 0, "all are equally good: take the earliest"),
+        ]
+        for values, expected, why in cases:
+            table = stack.table(stack.grid(step=steps), {"pair": range(4)}, accuracy=values)
+            found = answer(table.iloc[torch.randperm(20, generator=generator).numpy()])
+            if found != expected:
+                return f"expected step {expected}, got {found}: {why}."
+        return ""
 
-    tell_learner("fool", find_fault)
+    tell_learner("turning_step", find_fault)
+
+
+def check_output_router_step(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+    """Notebook 03: the gate [experts, experts * classes] of an output router after one step of gradient descent."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        logs = torch.randn(40, 3, 5, generator=generator).log_softmax(dim=-1)
+        y = torch.randint(5, (40,), generator=generator)
+        gate = torch.randn(3, 15, generator=generator) / 4
+        before = gate.clone()
+        found = answer(logs, y, gate, 0.5)
+        if not torch.equal(gate, before):
+            return "it changes the gate itself: make a copy with gate.clone()."
+        if found.shape != gate.shape:
+            return f"expected a gate of shape {tuple(gate.shape)}, got {tuple(found.shape)}."
+        expected = gate - 0.5 * _gate_slope(logs, y, gate)
+        if torch.allclose(found.detach(), gate + 0.5 * _gate_slope(logs, y, gate), atol=1e-5):
+            return "that is a step uphill: the loss has grown."
+        error = (found.detach() - expected).abs().max().item()
+        return f"the gate is off by up to {error:.4f}." if error > 1e-5 else ""
+
+    tell_learner("output_router_step", find_fault)
+
+
+def _gate_slope(logs: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """By the chain rule: what a share's logarithm takes from the loss is p_e less how much expert e explains of y."""
+    answers = layer_norm(logs.flatten(1), (logs[0].numel(),))
+    shares = (answers @ gate.T).softmax(dim=-1)
+    of_truth = logs.exp()[torch.arange(len(y)), :, y] * shares
+    explained = of_truth / of_truth.sum(dim=-1, keepdim=True)
+    return (shares - explained).T @ answers / len(y)
 
 
 def check_open_chance(answer: Callable[[Tensor], Tensor]) -> None:

@@ -3,7 +3,7 @@
 from paramarket.train.fit import Fit, check_finite, fit, probabilities
 from paramarket.train.gradients import make_backward
 from paramarket.train.optimisers import AdamW, learning_rates, pull_back
-from paramarket.train.score import Score, evaluate
+from paramarket.train.score import Score, evaluate, fit_temperatures, logits, score_logits
 
 __all__ = [
     "AdamW",
@@ -12,8 +12,11 @@ __all__ = [
     "check_finite",
     "evaluate",
     "fit",
+    "fit_temperatures",
     "learning_rates",
+    "logits",
     "make_backward",
     "probabilities",
     "pull_back",
+    "score_logits",
 ]
