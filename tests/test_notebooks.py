@@ -28,7 +28,7 @@ KEYS = {
     "03_compare_specialists": [
         *(f"{what}_{where}" for what in ("rise", "fall", "cka_at_end") for where in ("20", "30", "never_30")),
         *("rift_saw", "rift_never", "held_gain_20", "held_gain_30"),
-        *("cka_rank_correlation", "surer_rank_correlation", "surer_when_to_stop"),
+        *("which_by_cka", "which_by_surer", "when_by_surer", "when_by_500_labels"),
     ],
     "04_sparse_meta_tuning": [
         *("in_domain_smat", "out_domain_smat", "out_domain_dense", "out_domain_pretrained", "out_domain_gain"),
