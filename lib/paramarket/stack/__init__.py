@@ -5,6 +5,7 @@ A table says which model is which: `grid` makes its rows, `table` puts behind th
 """
 
 from paramarket.stack.files import Params, card, card_of, content_hash, load, save
+from paramarket.stack.lora import LoraError, add, load_lora, save_lora
 from paramarket.stack.nets import (
     DenseLayer,
     FirstLayer,
@@ -50,10 +51,12 @@ from paramarket.stack.values import (
 __all__ = [
     "DenseLayer",
     "FirstLayer",
+    "LoraError",
     "Packed",
     "Params",
     "Residual",
     "Stack",
+    "add",
     "apply",
     "card",
     "card_of",
@@ -78,6 +81,7 @@ __all__ = [
     "leading",
     "linear",
     "load",
+    "load_lora",
     "map",
     "mix",
     "mlp",
@@ -87,6 +91,7 @@ __all__ = [
     "probe",
     "residual_mlp",
     "save",
+    "save_lora",
     "split_first",
     "table",
     "take",
