@@ -175,3 +175,42 @@ def test_torchvision_stands_beside_a_torch_without_cuda():
     from torchvision.transforms import v2
 
     assert v2.functional.rotate(torch.ones(1, 1, 4, 4), 90.0).shape == (1, 1, 4, 4)
+
+
+def shorter(path):
+    """Labels of fewer images than there are."""
+    path.write_bytes(struct.pack(">ii", 2049, 100) + LABELS[:100].tobytes())
+
+
+DAMAGED = {
+    "empty images": ("train-images-idx3-ubyte", lambda path: path.write_bytes(b"")),
+    "empty labels": ("t10k-labels-idx1-ubyte", lambda path: path.write_bytes(b"")),
+    "a header alone": ("train-images-idx3-ubyte", lambda path: path.write_bytes(path.read_bytes()[:16])),
+    "cut": ("t10k-images-idx3-ubyte", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "a web page": ("train-images-idx3-ubyte", lambda path: path.write_bytes(b"<html>please log in</html>")),
+    "fewer labels": ("train-labels-idx1-ubyte", shorter),
+    "a label of no class": ("train-labels-idx1-ubyte", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x0b")),
+    "images of 27 rows": (
+        "t10k-images-idx3-ubyte",
+        lambda path: path.write_bytes(struct.pack(">iiii", 2051, 40, 27, 28) + PIXELS[:40, :27].tobytes()),
+    ),
+    "no images": (
+        "t10k-images-idx3-ubyte",
+        lambda path: path.write_bytes(struct.pack(">iiii", 2051, 0, 28, 28)),
+    ),
+    "numbers in four bytes": (
+        "t10k-images-idx3-ubyte",
+        lambda path: path.write_bytes(struct.pack(">iiii", 0x0C03, 40, 28, 28) + bytes(4 * 40 * 28 * 28)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_of_torchvisions_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(data.torchvision().datasets.MNIST, "mirrors", ["http://127.0.0.1:9/nothing/"])
+    write_idx(tmp_path / "MNIST" / "raw", "train", PIXELS[:400], LABELS[:400])
+    write_idx(tmp_path / "MNIST" / "raw", "t10k", PIXELS[400:], LABELS[400:])
+    name, harm = DAMAGED[kind]
+    harm(tmp_path / "MNIST" / "raw" / name)
+    with pytest.raises(DataError, match=r"mnist is not in .* and could not be downloaded or read \(.+\)\. Remove what"):
+        data.load("mnist", root=tmp_path)

@@ -208,3 +208,58 @@ def test_the_number_asked_for_is_the_least_from_which_on_every_split_gets_an_exa
 
     assert all(smallest_part(count) >= 1 for count in range(splits.ENOUGH, 300))
     assert (smallest_part(splits.ENOUGH - 1) == 0) == (tested is None)  # a set with its own test needs fewer
+
+
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_labels_of_any_whole_type_are_the_same_labels(dtype):
+    y = torch.arange(6) % 3
+    found = data.Split(torch.zeros(6, 2), y.to(dtype))
+    assert found.y.dtype == torch.int64
+    assert torch.equal(found.y, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool])
+def test_examples_of_any_real_type_are_float32(dtype):
+    x = torch.arange(12).view(6, 2) % 2
+    found = data.Split(x.to(dtype), torch.zeros(6, dtype=torch.int64))
+    assert found.x.dtype == torch.float32
+    assert torch.equal(found.x, x.float())
+
+
+def test_probabilities_of_any_floating_type_are_float32():
+    found = data.Split(torch.zeros(6, 2), torch.full((6, 4), 0.25, dtype=torch.float64))
+    assert found.y.dtype == torch.float32
+
+
+NO_LABELS = {
+    "floating point": torch.arange(6.0),
+    "truth values": torch.ones(6, dtype=torch.bool),
+    "complex numbers": torch.ones(6, dtype=torch.complex64),
+    "two axes": torch.zeros(6, 1, dtype=torch.int64),
+    "three axes": torch.zeros(6, 1, 1),
+    "below 0": torch.arange(6) - 1,
+    "what a loss leaves out": torch.full((6,), -100),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LABELS)
+def test_what_is_no_label_is_refused_before_it_can_score(kind):
+    with pytest.raises(
+        DataError, match=r"y of a split is .* of shape .*: expected whole numbers|label -\d+ in a split"
+    ):
+        data.Split(torch.zeros(6, 2), NO_LABELS[kind])
+
+
+def test_examples_that_are_no_real_numbers_or_too_large_are_refused():
+    y = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(DataError, match=r"x of a split holds torch\.complex64"):
+        data.Split(torch.zeros(2, 2, dtype=torch.complex64), y)
+    with pytest.raises(DataError, match="beyond those of float32"):
+        data.Split(torch.full((2, 2), 1e39, dtype=torch.float64), y)
+    split = object.__new__(data.Split)  # past the types that only tests check
+    object.__setattr__(split, "x", np.zeros((2, 2)))
+    with pytest.raises(DataError, match="x of a split is of type ndarray, expected a tensor"):
+        split.__post_init__()

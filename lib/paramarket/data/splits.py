@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from paramarket.base import stream
 from paramarket.data import sources
+from paramarket.data.raw import Raw
 from paramarket.errors import DataError, ParameterError, unknown
 
 ROOT = Path(__file__).parents[3] / "data"
@@ -21,13 +23,21 @@ ENOUGH = 9  # examples of a class: so many or more, cut by SHARES and rounded, a
 class Split:
     """Examples `x` [n, channels, height, width] or [n, features], float32, normalised; labels `y` [n], int64.
 
-    To distil, `y` may be another model's probabilities [n, classes] instead.
+    To distil, `y` may be another model's probabilities [n, classes] instead. Real numbers of any other type become
+    float32, whole ones int64, so that the same numbers give the same results. Raises DataError for what is no such
+    number, for labels below 0, and for what does not fit together.
     """
 
-    x: Float[Tensor, "examples ..."]
-    y: Int[Tensor, " labels"] | Float[Tensor, "labels classes"]
+    x: Shaped[Tensor, "examples ..."]
+    y: Shaped[Tensor, "labels ..."]
 
     def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise DataError(f"{name} of a split is of type {kind}, expected a tensor: see torch.as_tensor.")
+        object.__setattr__(self, "x", _examples(self.x))
+        object.__setattr__(self, "y", _labels(self.y))
         if len(self.x) != len(self.y):
             raise DataError(
                 f"a split needs one label per example, got {len(self.x)} examples and {len(self.y)} labels."
@@ -37,6 +47,31 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+
+def _examples(x: Tensor) -> Float[Tensor, "examples ..."]:
+    """x as float32. What is float32 already is looked at no further: splits are made at every turn."""
+    if x.is_complex():
+        raise DataError(f"x of a split holds {x.dtype}, expected real numbers.")
+    single = x.to(torch.float32)
+    if x.dtype == torch.float64 and not single.isfinite().equal(x.isfinite()):
+        raise DataError("x of a split holds numbers beyond those of float32: standardise it first.")
+    return single
+
+
+def _labels(y: Tensor) -> Int[Tensor, " labels"] | Float[Tensor, "labels classes"]:
+    """Labels as int64, or probabilities as float32."""
+    if y.is_floating_point() and y.ndim == 2:
+        return y.to(torch.float32)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+        raise DataError(
+            f"y of a split is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers [n], or probabilities "
+            "[n, classes] in floating point."
+        )
+    whole = y.to(torch.int64)
+    if len(whole) and whole.min() < 0:  # a loss would leave -100 out, an index count from the end
+        raise DataError(f"label {int(whole.min())} in a split: expected classes from 0 on.")
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +120,45 @@ def from_files(path: Path | str) -> Dataset:
     return _dataset(Path(path).stem, sources.files(Path(path)), str(path))
 
 
-def _dataset(name: str, raw: sources.Raw, where: str) -> Dataset:
+def _dataset(name: str, raw: Raw, where: str) -> Dataset:
     """Raises DataError, naming `where` the examples are from, for a class too rare to give every split an example."""
     parts = _stratified(raw.y, raw.tested, stream(0, "split", name))
     _check_every_class(raw, parts, where)
-    train = raw.x[parts["train"]]
-    axes = [axis for axis in range(raw.x.ndim) if axis != 1]
-    mean, std = train.mean(dim=axes), train.std(dim=axes)
-    std = torch.where(std > 0, std, 1.0)
+    mean, std = _mean_and_std(raw.x[parts["train"]].transpose(0, 1).flatten(1))
+    if not (mean.float() + std.float()).isfinite().all():
+        raise DataError(f"{where} holds numbers that are too large: divide them by a million, or take their logarithm.")
+    x = torch.empty(raw.x.shape, dtype=torch.float32)
     shape = (-1, *[1] * (raw.x.ndim - 2))
-    x = (raw.x - mean.view(shape)) / std.view(shape)
+    for at in torch.arange(len(x)).split(1024):  # a copy of all in float64 would take twice the memory of the set
+        x[at] = ((raw.x[at].double() - mean.view(shape)) / std.view(shape)).float()
     splits = {part: Split(x[index], raw.y[index]) for part, index in parts.items()}
-    return Dataset(name, **splits, classes=raw.classes, mean=mean, std=std)
+    return Dataset(name, **splits, classes=raw.classes, mean=mean.float(), std=std.float())
 
 
-def _check_every_class(raw: sources.Raw, parts: dict[str, Tensor], where: str) -> None:
+def _mean_and_std(values: Float[Tensor, "channels numbers"]) -> tuple[Tensor, Tensor]:
+    """[channels] each, float64; the std of what is constant is 1."""
+    moments = torch.tensor([_moments(channel) for channel in values.numpy()], dtype=torch.float64)
+    return moments[:, 0], moments[:, 1]
+
+
+def _moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, the latter 1 if all are equal.
+
+    In float32, and on several threads, the last digits of a sum hang on the number of threads, and numbers that lie
+    close together far from 0 differ in these digits alone. numpy adds in float64, in one order on any machine.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low, 1.0
+    size = high - low  # squares of 1e-200 would be 0, of 1e200 infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not finite, and refused as that
+        shifted = values.astype(np.float64) - low  # far from 0 a sum would lose digits that a difference keeps
+        mean = float(np.mean(shifted))
+        variance = float(np.sum(np.square((shifted - mean) / size))) / (len(values) - 1)
+    return low + mean, size * variance**0.5
+
+
+def _check_every_class(raw: Raw, parts: dict[str, Tensor], where: str) -> None:
     if len(raw.y) == 0:
         raise DataError(f"{where} has no examples. Give {ENOUGH} or more of each class.")
     counts = {part: raw.y[index].bincount(minlength=len(raw.classes)) for part, index in parts.items()}
