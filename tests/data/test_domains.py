@@ -3,6 +3,7 @@ import torch
 
 from paramarket import data
 from paramarket.base import stream
+from paramarket.errors import ShapeError
 
 
 @pytest.mark.parametrize("name", data.DOMAINS)
@@ -60,3 +61,48 @@ def test_a_split_seen_through_domains_keeps_its_labels_and_each_domain_looks_ali
     order = data.in_domains(places, looks, seed=0)[1].x.flatten().long()
     assert torch.equal(permuted.x.flatten(1), digits.quote.x.flatten(1)[:, order])
     assert not torch.equal(data.in_domains(digits.quote, looks, seed=1)[1].x, permuted.x)
+
+
+SHAPES = [
+    (5, 1, 90, 20),
+    (5, 1, 20, 90),
+    (5, 3, 28, 28),
+    (5, 1, 2, 2),
+    (5, 1, 1, 1),
+    (5, 2, 1, 7),
+    (5, 1, 7, 1),
+    (1, 1, 3, 3),
+]
+
+
+@pytest.mark.parametrize("name", data.DOMAINS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pictures_of_any_shape_keep_it_or_are_refused_by_name(name, shape):
+    x = torch.rand(shape, generator=stream(0))
+    if name == "blur" and min(shape[2:]) < 3:
+        with pytest.raises(ShapeError, match=r"blur needs images .* of 3×3 pixels or more, got shape"):
+            data.DOMAINS[name](x, stream(0))
+        return
+    found = data.DOMAINS[name](x, stream(0))
+    assert found.shape == shape
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", data.DOMAINS)
+@pytest.mark.parametrize("shape", [(5, 7), (5, 4, 4), (5, 1, 0, 4), (5, 0, 4, 4), (2, 5, 1, 4, 4)])
+def test_what_is_no_picture_is_refused_by_every_domain_that_looks_at_neighbours(name, shape):
+    if name in ("upright", "invert", "noise") and 0 not in shape:
+        assert data.DOMAINS[name](torch.zeros(shape), stream(0)).shape == shape
+        return
+    if name in ("upright", "invert", "noise"):
+        return  # a split is never empty
+    with pytest.raises(ShapeError, match=rf"{name} needs images \[n, channels, height, width\].*, got shape"):
+        data.DOMAINS[name](torch.zeros(shape), stream(0))
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 90, 20), (5, 1, 20, 90), (5, 3, 28, 28), (5, 1, 2, 2)])
+def test_a_third_of_the_shorter_side_is_hidden(shape):
+    x = 1 + torch.rand(shape, generator=stream(0))
+    hidden = (data.DOMAINS["occlude"](x, stream(0)) == x.min()).sum(dim=(1, 2, 3)) / shape[1]
+    side = max(1, min(shape[2:]) // 3)
+    assert ((hidden - side**2).abs() <= 1).all()  # the smallest pixel itself may lie elsewhere
