@@ -480,3 +480,17 @@ def test_the_tables_of_an_audit_have_a_row_a_purchase_or_a_row_a_purchase_and_cl
         found.table(stack.grid(buyer=["A", "B"]))
     with pytest.raises(ShapeError, match=r"'gain_points' has shape \(3, 3\), expected \(3, 2\)"):
         found.class_table(rows, ["cat", "dog"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ParameterError, match=r"shares = \[.*\], expected numbers between 0 and 1"):
+        market.purchase_weights([0.5, share], 2)
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.6], [1.0, 1.0], [0.0, 0.0], [float("nan"), 1.0]])
+def test_mixtures_that_do_not_sum_to_one_are_refused(row, split):
+    weights = torch.tensor(row).expand(3, 2, 2)
+    for call in (market.quote, market.evaluate_mixtures):
+        with pytest.raises(ParameterError, match="weights of a mixture must sum to 1"):
+            call(SMALL, lines(SMALL, 2, 1), weights, split)

@@ -398,3 +398,10 @@ def test_the_table_of_a_walk_has_a_row_a_line_and_stop(trained, digits):
         score.table(lines, {"t": torch.linspace(0, 1, 4)})
     with pytest.raises(ShapeError, match=r"expected \(2,\): one for each row of the grid\."):
         score.table(lines)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf")])
+def test_a_share_that_is_no_number_blends_nothing(share):
+    models = {"w": torch.zeros(1, 2)}
+    with pytest.raises(ParameterError, match="expected finite numbers"):
+        merge.blend_pairs(models, models, [0.5, share])

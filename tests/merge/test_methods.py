@@ -115,12 +115,13 @@ def test_models_that_cannot_be_merged_are_refused(method, split):
             run(method, net, models, split, weights=[1, 2, 3])
 
 
-@given(st.lists(st.floats(-1, 2), min_size=2, max_size=5))
+@given(st.lists(st.floats(0, 2), min_size=2, max_size=5).filter(lambda weights: sum(weights) > 0.01))
 def test_the_average_is_the_mean_and_task_arithmetic_adds_differences(weights):
     net, _, models = some("mlp", len(weights))
     nothing = Split(torch.zeros(1, 64), torch.zeros(1, dtype=torch.long))  # neither needs data
     first, mean = stack.take(models, 0), {name: tensor.mean(dim=0) for name, tensor in models.items()}
-    sums = {name: sum(w * tensor[k] for k, w in enumerate(weights)) for name, tensor in models.items()}
+    total = sum(weights)
+    sums = {name: sum(w / total * tensor[k] for k, w in enumerate(weights)) for name, tensor in models.items()}
     added = {
         name: tensor[0] + sum(w * (tensor[k] - tensor[0]) for k, w in enumerate(weights))
         for name, tensor in models.items()
@@ -129,6 +130,41 @@ def test_the_average_is_the_mean_and_task_arithmetic_adds_differences(weights):
     assert close(run("average", net, models, nothing, weights=weights), sums)
     assert close(run("task arithmetic", net, models, nothing, weights=weights), added)
     assert close(run("task arithmetic", net, models, nothing, weights=[1.0] + [0.0] * (len(weights) - 1)), first)
+
+
+SHARES = ["average", "repair", "regmean", "ensemble"]
+
+
+def shared(method, net, models, split, weights):
+    """What a method that takes shares makes of them, an ensemble too, as a dict of tensors."""
+    if method == "ensemble":
+        return {"": merge.ensemble(net, models, split.x, weights=weights)}
+    return run(method, net, models, split, weights=weights)
+
+
+@pytest.mark.parametrize("method", SHARES)
+@pytest.mark.parametrize("times", [1e-300, 0.25, 7, 1e307])
+def test_shares_count_in_any_unit(method, times, split):
+    net, _, models = some("mlp", 3)
+    shares = [0.25, 0.5, 0.25]
+    expected = shared(method, net, models, split, shares)
+    assert close(shared(method, net, models, split, [times * share for share in shares]), expected)
+    assert close(shared(method, net, models, split, [1, 1, 1]), shared(method, net, models, split, None))
+
+
+@pytest.mark.parametrize("method", SHARES)
+@pytest.mark.parametrize("weights", [[3, 0, -1], [0, 0, 0], [-1, -1, -1], [float("nan"), 1, 1], [float("inf"), 1, 1]])
+def test_what_is_no_share_is_refused(method, weights, split):
+    net, _, models = some("mlp", 3)
+    with pytest.raises(ParameterError, match=r"weights = \[.*\], expected (finite numbers|numbers ≥ 0, one of them)"):
+        shared(method, net, models, split, weights)
+
+
+@pytest.mark.parametrize("weights", [[1, float("nan"), 1], [1, float("-inf"), 1]])
+def test_factors_of_task_arithmetic_are_finite(weights, split):
+    net, _, models = some("mlp", 3)
+    with pytest.raises(ParameterError, match="expected finite numbers"):
+        run("task arithmetic", net, models, split, weights=weights)
 
 
 @pytest.mark.parametrize("copies", [2, 3])

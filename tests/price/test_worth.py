@@ -164,3 +164,10 @@ def test_the_table_of_the_surplus_has_a_row_a_group_and_part_and_nothing_is_left
     assert table.groupby("seed").surplus.sum().to_numpy() == pytest.approx(there)
     with pytest.raises(ShapeError, match=r"'surplus' has shape \(4, 4\), expected \(3, 4\)"):
         parts.table(stack.grid(seed=range(3)))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_lemons_that_is_none_is_refused(share):
+    one = torch.ones(2)
+    with pytest.raises(ParameterError, match="expected numbers between 0 and 1"):
+        price.lemon_market(one, one, cost=0.5, shares=[0.5, share], kept=one)

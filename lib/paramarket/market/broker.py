@@ -91,6 +91,8 @@ def purchase_weights(
     if parts not in PARTS:
         raise ParameterError(unknown("parts", parts, PARTS))
     check_list("shares", shares)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ParameterError(f"shares = {list(shares)}, expected numbers between 0 and 1.")
     layers = whole_number("layers", layers, least=1)
     sellers = whole_number("sellers", sellers, least=1)
     everyone = range(1, sellers + 1)
@@ -133,7 +135,10 @@ def evaluate_mixtures(
     """Every mixture of every lineup [Q, M] on every example.
 
     block: numbers that a layer says at a time, few enough to stay in the processor's cache.
+    Raises ParameterError for mixtures whose weights do not sum to 1.
     """
+    if not ((weights.sum(dim=-1) - 1).abs() < 1e-4).all():  # of NaN, too
+        raise ParameterError("the weights of a mixture must sum to 1 in every layer: divide them by their sum.")
     lineups, _, units = stack.leading(models, 3)  # behind Q and M: the units of the first layer
     mixtures, n = len(weights), len(split)
     batch = min(n, max(1, block // (units * mixtures)))

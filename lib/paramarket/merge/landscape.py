@@ -3,6 +3,7 @@
 Many pairs at once are two stacks, a and b: the k-th model of one has the k-th of the other as its partner.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,8 @@ def blend_pairs(a: Stack, b: Stack, shares: Sequence[float]) -> Stack:
     check_list("shares", shares)
     if len(shares) == 0:
         raise ParameterError("shares = [], expected one or more.")
+    if not all(math.isfinite(share) for share in shares):
+        raise ParameterError(f"shares = {list(shares)}, expected finite numbers.")
     stack.compare(b, a, "the two stacks of partners")
     partners = stack.map(lambda *two: torch.stack(two, dim=1), a, b)
     weights = torch.tensor([[1 - share, share] for share in shares])

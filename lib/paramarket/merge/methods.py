@@ -1,7 +1,7 @@
 """Ways to make one model of several. Every one is a `MergeMethod`; models lie in one order already."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from paramarket.merge.landscape import path
 from paramarket.stack import Params, Stack
 from paramarket.train import evaluate, fit
 
-Weights = Sequence[float] | None  # how much of each model; None is equal shares
+Weights = Sequence[float] | None  # how much of each model, in any unit: 3 and 1 are .75 and .25; None is equal shares
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -29,7 +29,8 @@ class MergeMethod(Protocol):
     spec: the net's symmetry, which tells its hidden layers · split: examples to measure or to tune on, so never those
     on which the result is judged · generator: whatever is drawn is drawn from it.
     Raises ShapeError for fewer than two models or models of another net, WeightsError for weights that are not finite.
-    What else a method can be told is by keyword; `weights`, where it is offered, holds one number a model.
+    What else a method can be told is by keyword; `weights`, where it is offered, holds one number a model, divided by
+    their sum where they are shares. Raises ParameterError for weights that are not finite, or no shares.
     """
 
     def __call__(
@@ -54,18 +55,34 @@ def average(
 
 
 def _shares(net: nn.Module, models: Stack, weights: Weights) -> Float[Tensor, "1 K"]:
+    """The weights, divided by their sum, as a row for `stack.mix`, float64; see `_factors`."""
+    given = _factors(net, models, weights)
+    if (given < 0).any() or not (given > 0).any():
+        raise ParameterError(f"weights = {weights}, expected numbers ≥ 0, one of them above 0.")
+    given = given / given.max()  # the sum of 1e308 and 1e308 is infinite
+    return given / given.sum()
+
+
+def _factors(net: nn.Module, models: Stack, weights: Any) -> Float[Tensor, "1 K"]:
     """The weights as a row for `stack.mix`, after a look at the models: two or more, of this net, finite."""
     copies = stack.check(net, models)
     if copies < 2:
         raise ShapeError(f"a merge needs two or more models, got {copies}.")
-    if weights is not None:
-        check_list("weights", weights)
-    if weights is not None and len(weights) != copies:
-        raise ParameterError(f"weights = {weights} for {copies} models: expected one number for each.")
     for name, tensor in models.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{name!r} of the models to merge holds values that are NaN or infinite.")
-    return torch.tensor([[1 / copies] * copies if weights is None else list(map(float, weights))])
+    if weights is None:
+        return torch.full((1, copies), 1 / copies, dtype=torch.float64)
+    check_list("weights", weights)
+    if len(weights) != copies:
+        raise ParameterError(f"weights = {weights} for {copies} models: expected one number for each.")
+    try:
+        given = torch.tensor([[float(weight) for weight in weights]], dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ParameterError(f"weights = {weights}, expected numbers ({error}).") from error
+    if not given.isfinite().all():
+        raise ParameterError(f"weights = {weights}, expected finite numbers.")
+    return given
 
 
 def repair(
@@ -189,9 +206,10 @@ def task_arithmetic(
 ) -> Params:
     """The first model plus what the others differ by: theta_0 + sum_k w_k (theta_k - theta_0) (Ilharco et al. 2023).
 
+    The w_k are factors, of any sign and sum, and no shares: w_0 does not count.
     Without `weights` all w_k are one number, the best of 0, .05, …, 1 by the loss on `split`; of equal ones the first.
     """
-    shares = _shares(net, models, weights)
+    shares = _factors(net, models, weights)
     if weights is None:
         factors = torch.cat([torch.linspace(0, 1, 21), shares[0, :1]])  # the plain average is one of them
         shares = factors[:, None].repeat(1, shares.shape[1])

@@ -146,6 +146,8 @@ def lemon_market(
     Raises ShapeError, by name, for numbers that are not one for each purchase.
     """
     check_list("shares", shares)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ParameterError(f"shares = {list(shares)}, expected numbers between 0 and 1.")
     for name, each in {"bad": bad, "kept": kept}.items():
         if each.shape != good.shape:
             raise ShapeError(f"{name} has shape {tuple(each.shape)}, good {tuple(good.shape)}: expected one shape.")

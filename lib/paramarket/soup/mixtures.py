@@ -193,6 +193,7 @@ def weighted_ensemble_loss(
 
     A classifier that has seen all domains alike says P(i | x) for equal shares; a customer's own shares are h.
     """
+    check_weights(h, len(domains))
     banks, count = leading(experts, 2)
     h = h.cpu()
     losses = []
