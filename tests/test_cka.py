@@ -349,3 +349,129 @@ def test_representations_on_a_second_device_are_compared_there_and_shown_on_the_
         assert torch.allclose(shown[3], stream.compute())
         assert cka.linear_cka(there[0], other[0], debiased, EXACT) == pytest.approx(expected[0].item())
         assert cka.rbf_cka(there[0], other[0], 1.0, debiased) == pytest.approx(cka.rbf_cka(x[0], y[0], 1.0, debiased))
+
+
+# Whatever the numbers are
+
+
+def whole(seed):
+    x, y = related(seed)
+    return (100 * x).round(), (100 * y).round()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("kind", ["biased", "debiased", "kernel"])
+def test_features_of_any_type_are_compared_as_the_numbers_that_they_are(dtype, kind):
+    x, y = (each.clamp(-120, 120).to(dtype) for each in whole(0))
+    call = cka.rbf_cka if kind == "kernel" else lambda x, y: cka.linear_cka(x, y, kind == "debiased")
+    exact = call(x.double(), y.double())
+    assert call(x, y) == pytest.approx(exact, abs=1e-5)
+    assert call(x, y.double()) == pytest.approx(exact, abs=1e-5)
+
+
+def test_truth_values_are_features_and_complex_numbers_are_not():
+    x, y = related(0)
+    assert cka.linear_cka(x > 0, y, dtype=EXACT) == pytest.approx(cka.linear_cka((x > 0).double(), y, dtype=EXACT))
+    with pytest.raises(DataError, match=r"'x' holds torch\.complex128, expected real numbers"):
+        cka.linear_cka(x.to(torch.complex128), y)
+    with pytest.raises(ParameterError, match=r"dtype = torch\.float16, expected torch\.float32 or torch\.float64"):
+        cka.linear_cka(x, y, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-12, 1e-6, 1e9, 1e20, 1e30, 3e37])
+@by_features_and_by_grams
+@given(seeds, either)
+def test_the_size_of_the_numbers_does_not_matter(sizes, scale, seed, debiased):
+    x, y = related(seed, *sizes)
+    expected = slow(x, y, debiased)
+    digits = 1e-2 if scale < 1e-37 else 1e-5  # of what lies so near 0, float32 holds three digits
+    for one, other in ((scale, 1.0), (scale, scale), (1.0, scale)):
+        found = every_way((one * x).float(), (other * y).float(), debiased)
+        assert found == pytest.approx([expected] * len(found), abs=digits)
+    assert cka.linear_cka(1e150 * x, 1e-150 * y, debiased) == pytest.approx(expected, abs=1e-5)
+    assert cka.rbf_cka(1e200 * x, 1e-200 * y, 1.0, debiased) == pytest.approx(cka.rbf_cka(x, y, 1.0, debiased))
+
+
+def test_features_of_a_half_precision_net_may_be_larger_than_their_squares_can_be():
+    x, y = related(0, n=300)
+    x = (30_000 * x / x.abs().max()).half()
+    assert cka.linear_cka(x, y) == pytest.approx(cka.linear_cka(x.double(), y, dtype=EXACT), abs=1e-5)
+
+
+def test_batches_of_unlike_size_keep_their_weight():
+    """A layer whose numbers grow from batch to batch: sums of batches share their unit."""
+    x, y = related(0, n=120)
+    growth = torch.tensor([1e-6, 1.0, 1e4]).repeat_interleave(40).unsqueeze(1).double()
+    stream, k, m, own = cka.StreamingCKA(), 0.0, 0.0, 0.0
+    for a, b in zip((growth * x).split(40), (y / growth).split(40), strict=True):
+        stream.update({"x": a.float()}, {"y": b.float()})
+        top, left, right = (hsic_1(one, other) for one, other in ((a, b), (a, a), (b, b)))
+        k, m, own = k + top, m + left, own + right
+    assert stream.compute().item() == pytest.approx((k / (m * own).sqrt()).item(), abs=1e-5)
+
+
+def hsic_1(x, y):
+    """Song et al. 2012, as written there."""
+    n = len(x)
+    k, m = (x @ x.T).fill_diagonal_(0), (y @ y.T).fill_diagonal_(0)
+    apart = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    return ((k @ m).trace() + apart - 2 / (n - 2) * (k.sum(0) @ m.sum(0))) / (n * (n - 3))
+
+
+# The width of a kernel
+
+
+def kernel_cka(k, m):
+    """Biased CKA of two kernels, by its definition."""
+    h = torch.eye(len(k), dtype=EXACT) - 1 / len(k)
+    k, m = h @ k @ h, h @ m @ h
+    return ((k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()).item()
+
+
+def gaussian(x, width):
+    return torch.exp(-(torch.cdist(x, x) ** 2) / width)
+
+
+@pytest.mark.parametrize("few", [2, 20, 40, 50])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 5.0])
+def test_of_a_feature_of_two_values_only_which_is_which_counts(few, sigma):
+    z = (torch.arange(100) < few).double().unsqueeze(1)
+    y = cloud(0, 100, 5) + 2 * z
+    median = (torch.cdist(y, y) ** 2).numpy()
+    expected = kernel_cka((z == z.T).double(), gaussian(y, 2 * sigma**2 * float(np.median(median))))
+    assert cka.rbf_cka(7 * z - 3, y, sigma) == pytest.approx(expected, abs=1e-9)
+
+
+def test_where_most_examples_are_alike_the_others_give_the_width():
+    z = torch.zeros(60, 1, dtype=EXACT)
+    z[:6, 0] = torch.tensor([1.0, 1.0, 2.0, 3.0, 5.0, 5.0])
+    squares = (z - z.T) ** 2
+    median = np.median(squares[squares > 0].numpy())
+    y = cloud(0, 60, 3)
+    other = float(np.median((torch.cdist(y, y) ** 2).numpy()))
+    expected = kernel_cka(gaussian(z, 2 * median), gaussian(y, 2 * other))
+    assert cka.rbf_cka(z, y) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [1e4, 1e8, 1e30, 1e160, 1e300])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_the_wider_a_kernel_the_nearer_to_linear(sigma, debiased):
+    x, y = related(0)
+    assert cka.rbf_cka(x, y, sigma, debiased) == pytest.approx(cka.linear_cka(x, y, debiased, EXACT), abs=1e-7)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-30, 1e-200, 1e-320])
+def test_the_narrowest_kernel_sees_only_which_examples_are_equal(sigma):
+    x, y = related(0)
+    assert cka.rbf_cka(x, y, sigma) == pytest.approx(1)
+    z = (torch.arange(40) % 3).double().unsqueeze(1)
+    same = (z == z.T).double()
+    assert cka.rbf_cka(z, y, sigma) == pytest.approx(kernel_cka(same, torch.eye(40, dtype=EXACT)), abs=1e-9)
+
+
+def test_a_kernel_of_one_example_alone_is_refused_if_debiased():
+    x = torch.zeros(50, 3)
+    x[7] = 2.0
+    with pytest.raises(DataError, match="of a single example only"):
+        cka.rbf_cka(x, cloud(0, 50, 3), debiased=True)
+    assert cka.rbf_cka(x, x) == pytest.approx(1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from paramarket.errors import DataError, ParameterError, ShapeError, unknown
@@ -21,16 +21,17 @@ Layers = Mapping[Hashable, Tensor]  # {layer or step: representation [*batch, n,
 
 
 def linear_cka(
-    x: Float[Tensor, "*batch n p"],
-    y: Float[Tensor, "*batch _ q"],
+    x: Shaped[Tensor, "*batch n p"],
+    y: Shaped[Tensor, "*batch _ q"],
     debiased: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> float | Float[Tensor, "*batch"]:
     """CKA of two representations of the same n examples: 1 if they are equal up to rotation, scale and shift.
 
-    A float for one pair; with batch axes one float64 number each, on the CPU. Inputs are centred in float64, products
-    formed in `dtype`, sums taken in float64. Raises DataError for constant features, values that are not finite and too
-    few examples (2; debiased 4), ShapeError where n or the batch axes differ.
+    A float for one pair; with batch axes one float64 number each, on the CPU. Inputs, of half precision or whole
+    numbers, too, are centred in float64, products formed in `dtype`, float32 or float64, sums taken in float64; the
+    size of the numbers does not matter. Raises DataError for constant features, values that are not finite and too few
+    examples (2; debiased 4), ShapeError where n or the batch axes differ.
 
     >>> import torch
     >>> from paramarket import cka
@@ -83,14 +84,14 @@ class StreamingCKA:
                 _same_layers(side, shapes[side], self.shapes[side])
         hsic = _hsic(xs, ys, True, self.dtype)
         n = _examples(xs, ys)
-        weighted = _Hsic(n * hsic.cross, n * hsic.own_x, n * hsic.own_y)
         if self.sums is None:
-            self.sums = weighted
+            self.sums = hsic._replace(cross=n * hsic.cross, own_x=n * hsic.own_x, own_y=n * hsic.own_y)
         else:
-            self.sums = _Hsic(
-                cross=self.sums.cross + weighted.cross,
-                own_x=self.sums.own_x + weighted.own_x,
-                own_y=self.sums.own_y + weighted.own_y,
+            hsic = _in_units_of(self.sums, hsic)
+            self.sums = self.sums._replace(
+                cross=self.sums.cross + n * hsic.cross,
+                own_x=self.sums.own_x + n * hsic.own_x,
+                own_y=self.sums.own_y + n * hsic.own_y,
             )
         self.shapes = shapes
         self.seen += n
@@ -99,8 +100,7 @@ class StreamingCKA:
         """CKA of all that was added, on the CPU. Raises DataError before the first batch."""
         if self.sums is None:
             raise DataError("no batch was added yet: call update first.")
-        cross, own_x, own_y = self.sums
-        return _ratio(_Hsic(cross / self.seen, own_x / self.seen, own_y / self.seen))
+        return _ratio(self.sums)
 
 
 def _shapes_but_examples(layers: Layers) -> dict[Hashable, tuple[int, ...]]:
@@ -125,18 +125,39 @@ def _same_layers(side: str, given: dict[Hashable, tuple], expected: dict[Hashabl
             raise ShapeError(f"{side}: layer {name!r} stands at place {position}, where {before!r} stood before.")
 
 
+_ONE_ALONE = "a representation says something of a single example only: nothing debiased can be told of it."
+
+
 class _Hsic(NamedTuple):
-    """HSIC of every x with every y [*batch, xs, ys], and of each with itself [*batch, xs], [*batch, ys]."""
+    """HSIC of every x with every y [*batch, xs, ys], and of each with itself [*batch, xs], [*batch, ys].
+
+    unit_x, unit_y: 2 to this power is what each x [*batch, xs], each y was divided by. CKA does not see it, but sums of
+    several must share it.
+    """
 
     cross: Tensor
     own_x: Tensor
     own_y: Tensor
+    unit_x: Tensor
+    unit_y: Tensor
+
+
+def _in_units_of(other: _Hsic, hsic: _Hsic) -> _Hsic:
+    """The same in the units of another one: HSIC goes with the square of x and of y."""
+    x, y = hsic.unit_x - other.unit_x, hsic.unit_y - other.unit_y
+    return _Hsic(
+        cross=hsic.cross * torch.exp2(2.0 * (x.unsqueeze(-1) + y.unsqueeze(-2))),
+        own_x=hsic.own_x * torch.exp2(4.0 * x),
+        own_y=hsic.own_y * torch.exp2(4.0 * y),
+        unit_x=other.unit_x,
+        unit_y=other.unit_y,
+    )
 
 
 def _ratio(hsic: _Hsic) -> Tensor:
     """CKA from HSIC [*batch, xs, ys], on the CPU."""
     if not ((hsic.own_x > 0).all() and (hsic.own_y > 0).all()):
-        raise DataError("a representation says something of a single example only: nothing debiased can be told of it.")
+        raise DataError(_ONE_ALONE)
     return (hsic.cross / (hsic.own_x.unsqueeze(-1) * hsic.own_y.unsqueeze(-2)).sqrt()).cpu()
 
 
@@ -144,11 +165,13 @@ def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> _Hsic:
     """All HSICs of two sides; up to a factor that cancels in CKA if biased."""
     x, y = _prepared(xs, debiased, dtype), _prepared(ys, debiased, dtype)
     n = _examples(xs, ys)
-    raw = _products(list(x.values()), list(y.values()))
+    x_features, y_features = ([part.features for part in side.values()] for side in (x, y))
+    units = [torch.stack([part.unit for part in side.values()], dim=-1).double() for side in (x, y)]
+    raw = _Hsic(*_products(x_features, y_features), *units)
     if not debiased:
         return raw
-    k = torch.stack([_lengths(part) for part in x.values()], dim=-2)  # [*batch, xs, n]
-    m = torch.stack([_lengths(part) for part in y.values()], dim=-2)
+    k = torch.stack([_lengths(part) for part in x_features], dim=-2)  # [*batch, xs, n]
+    m = torch.stack([_lengths(part) for part in y_features], dim=-2)
     sum_k, sum_m = k.sum(-1), m.sum(-1)
     cross = _unbiased(raw.cross, k @ m.mT, sum_k.unsqueeze(-1) * sum_m.unsqueeze(-2), n)
     own_x = _unbiased(raw.own_x, (k * k).sum(-1), sum_k**2, n)
@@ -156,7 +179,7 @@ def _hsic(xs: Layers, ys: Layers, debiased: bool, dtype: torch.dtype) -> _Hsic:
     left_x, left_y = own_x * n * (n - 3) / raw.own_x, own_y * n * (n - 3) / raw.own_y
     if min(left_x.min().item(), left_y.min().item()) < 1e-3 and dtype != torch.float64:
         return _hsic(xs, ys, debiased, torch.float64)  # too few digits are left of a difference
-    return _Hsic(cross, torch.where(left_x > 1e-9, own_x, 0.0), torch.where(left_y > 1e-9, own_y, 0.0))
+    return _Hsic(cross, torch.where(left_x > 1e-9, own_x, 0.0), torch.where(left_y > 1e-9, own_y, 0.0), *units)
 
 
 def _examples(xs: Layers, ys: Layers) -> int:
@@ -178,8 +201,20 @@ def _unbiased(product: Tensor, aligned: Tensor, apart: Tensor, n: int) -> Tensor
     return (product - n / (n - 2) * aligned + apart / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 
-def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashable, Tensor]:
+class _Prepared(NamedTuple):
+    """A layer's features [*batch, n, features], centred, in a unit in which products neither overflow nor vanish.
+
+    unit [*batch]: 2 to this power
+    """
+
+    features: Tensor
+    unit: Tensor
+
+
+def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashable, _Prepared]:
     """Every layer centred and looked at: DataError, naming it, for what has no CKA."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ParameterError(f"dtype = {dtype}, expected torch.float32 or torch.float64.")
     least = 4 if debiased else 2
     done = {}
     for name, layer in layers.items():
@@ -187,14 +222,42 @@ def _prepared(layers: Layers, debiased: bool, dtype: torch.dtype) -> dict[Hashab
             raise DataError(
                 f"{name!r} has shape {tuple(layer.shape)}: CKA needs {least} examples or more, [n, features]."
             )
-        done[name] = _centred(layer, dtype)
-        spread = torch.linalg.vector_norm(done[name], dim=(-2, -1))
-        size = torch.linalg.vector_norm(layer, dim=(-2, -1))
-        if not (spread + size).isfinite().all():
+        layer, unit = _in_range(_real(name, layer))
+        if not layer.isfinite().all():
             raise DataError(f"{name!r} holds values that are NaN or infinite.")
+        centred = _centred(layer, dtype)
+        spread = torch.linalg.vector_norm(centred, dim=(-2, -1))
+        size = torch.linalg.vector_norm(layer, dim=(-2, -1))
         if (spread <= 3e-7 * size).any():
             raise DataError(f"{name!r} is constant: it says the same of every example, so nothing can resemble it.")
+        features, smaller = _in_range(centred)
+        done[name] = _Prepared(features, unit + smaller)
     return done
+
+
+def _real(name: Hashable, layer: Tensor) -> Tensor:
+    """In float32 if that holds the numbers exactly, or else in float64."""
+    if layer.is_complex():
+        raise DataError(f"{name!r} holds {layer.dtype}, expected real numbers.")
+    if layer.dtype in (torch.float32, torch.float64):
+        return layer
+    return layer.float() if layer.is_floating_point() else layer.double()
+
+
+def _in_range(layer: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer divided by a power of two, [*batch], that brings its largest number near 1, and that power.
+
+    No digit changes: float32 has room for products of products if numbers lie near 1, and not for those of 1e20, or of
+    1e-12. Whatever lies near 1 already stays as it is.
+    """
+    _, power = torch.frexp(layer.abs().amax(dim=(-2, -1)))
+    power = torch.where(power.abs() > 10, power, 0)
+    if not power.any():
+        return layer, power
+    half = torch.div(power, 2, rounding_mode="floor")  # in two steps: 2^140 is beyond float32 itself
+    for step in (half, power - half):
+        layer = layer * torch.exp2(-step.to(layer.dtype)).unsqueeze(-1).unsqueeze(-1)
+    return layer, power
 
 
 def _centred(layer: Tensor, dtype: torch.dtype) -> Tensor:
@@ -215,7 +278,7 @@ def _lengths(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1).double() ** 2
 
 
-def _products(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
+def _products(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """|X_iᵀY_j|² = <X_iX_iᵀ, Y_jY_jᵀ> for all i and j [*batch, xs, ys], and of each with itself; summed in float64.
 
     By features n sum p_i sum q_j operations, by Gram matrices n² (sum p_i + sum q_j): whichever is less. Where the
@@ -234,7 +297,7 @@ def _products(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
     for x in xs:
         squares = (x.mT @ together).square_().sum(dim=-2).double()  # one per feature of a y
         rows.append(torch.stack([part.sum(dim=-1) for part in squares.split(q, dim=-1)], dim=-1))
-    return _Hsic(torch.stack(rows, dim=-2), own_x, own_y)
+    return torch.stack(rows, dim=-2), own_x, own_y
 
 
 def _own_product(x: Tensor) -> Tensor:
@@ -247,7 +310,7 @@ def _own_product(x: Tensor) -> Tensor:
     return total
 
 
-def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
+def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows of all Gram matrices at a time, from the diagonal on: [*batch, rows, layers, columns]."""
     cross = own_x = own_y = 0.0
     for start, size in _blocks(xs[0].shape[-2]):
@@ -257,7 +320,7 @@ def _by_grams(xs: list[Tensor], ys: list[Tensor]) -> _Hsic:
             cross = cross + times * (k @ m.mT).sum(dim=-3, dtype=torch.float64)
             own_x = own_x + times * _lengths(k).sum(dim=-2)
             own_y = own_y + times * _lengths(m).sum(dim=-2)
-    return _Hsic(cross, own_x, own_y)
+    return cross, own_x, own_y
 
 
 def _gram_rows(layers: list[Tensor], start: int, size: int) -> Tensor:
@@ -275,29 +338,41 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(size, length - start)) for start in range(0, length, size)]
 
 
-def rbf_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], sigma: float = 1.0, debiased: bool = False) -> float:
+def rbf_cka(x: Shaped[Tensor, "n p"], y: Shaped[Tensor, "_ q"], sigma: float = 1.0, debiased: bool = False) -> float:
     """CKA with Gaussian kernels K_ij = exp(-|x_i - x_j|² / (2 s²)), s² = sigma² times the median squared distance.
 
-    Formed in float64. Large sigma tends to linear CKA; with small sigma every example resembles only itself, and biased
-    CKA is 1 for any data. Errors as for `linear_cka`.
+    Formed in float64. Where most examples are alike, and the median is 0, it is that of the distances above 0. Large
+    sigma tends to linear CKA; with small sigma every example resembles only itself, and biased CKA is 1 for any data.
+    Errors as for `linear_cka`.
     """
     if not sigma > 0:
         raise ParameterError(f"sigma = {sigma}, expected a number above 0.")
-    x, y = _prepared({"x": x}, debiased, torch.float64)["x"], _prepared({"y": y}, debiased, torch.float64)["y"]
+    layers = _prepared({"x": x}, debiased, torch.float64) | _prepared({"y": y}, debiased, torch.float64)
     _examples({"x": x}, {"y": y})
-    k, m = _kernel(x, sigma, debiased), _kernel(y, sigma, debiased)
+    k, m = (_kernel(layer.features, sigma, debiased) for layer in layers.values())
     return ((k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()).item()
 
 
 def _kernel(x: Tensor, sigma: float, debiased: bool) -> Tensor:
-    """The Gaussian kernel, centred on both sides; debiased: U-centred (Székely and Rizzo 2014), its diagonal 0."""
+    """The Gaussian kernel, centred on both sides; debiased: U-centred (Székely and Rizzo 2014), its diagonal 0.
+
+    Up to a factor, and less 1, which centring takes away: of a wide kernel exp would leave nothing but that 1.
+    """
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-    median = float(np.median(distances.cpu().numpy()))
-    k = torch.exp(-distances / (2 * sigma**2 * median))
+    distances = distances / distances.max()
+    values = distances.cpu().numpy()
+    median = np.median(values) or np.median(values[values > 0])
+    width = 2 * float(sigma) * float(sigma) * float(median)
+    k = -distances  # so wide that it is a line
+    if width < 1e10:
+        k = torch.expm1(-distances / max(width, torch.finfo(torch.float64).tiny))
     if not debiased:
         return k - k.mean(dim=0) - k.mean(dim=1, keepdim=True) + k.mean()
     n = len(k)
-    k.fill_diagonal_(0)
+    before = k.square().sum()
     means = k.sum(dim=1) / (n - 2)
     means -= means.sum() / (2 * (n - 1))
-    return (k - means - means[:, None]).fill_diagonal_(0)
+    k = (k - means - means[:, None]).fill_diagonal_(0)
+    if not k.square().sum() > 1e-20 * before:
+        raise DataError(_ONE_ALONE)
+    return k

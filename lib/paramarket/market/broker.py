@@ -139,6 +139,7 @@ def evaluate_mixtures(
     """
     if not ((weights.sum(dim=-1) - 1).abs() < 1e-4).all():  # of NaN, too
         raise ParameterError("the weights of a mixture must sum to 1 in every layer: divide them by their sum.")
+    models = stack.single(models)
     lineups, _, units = stack.leading(models, 3)  # behind Q and M: the units of the first layer
     mixtures, n = len(weights), len(split)
     batch = min(n, max(1, block // (units * mixtures)))

@@ -184,6 +184,7 @@ def _heights(losses: Float[Tensor, "*batch points"], reference: str) -> Float[Te
     """How far every stop lies above the reference."""
     if reference not in ("chord", "ends"):
         raise ParameterError(unknown("reference", reference, ["chord", "ends"]))
+    losses = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
     first, last = losses[..., :1], losses[..., -1:]
     t = torch.linspace(0, 1, losses.shape[-1]).to(losses)
     level = (1 - t) * first + t * last if reference == "chord" else (first + last) / 2

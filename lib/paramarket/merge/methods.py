@@ -94,24 +94,30 @@ def repair(
     that the models themselves have there on split.x, on average; measured through the layers repaired before, folded
     into weight and bias. A net with BatchNorm has its statistics measured anew instead, which does the same.
     """
-    merged = average(net, spec, models, split, generator, weights=weights)
+    shares = _shares(net, models, weights)
+    merged = stack.take(stack.mix(shares, stack.single(models)), 0)
     if _has_norms(net):
-        return _recompute(net, merged, split.x)
-    shares = _shares(net, models, weights)[0]
-    return _repaired(net, merged, _goals(net, spec, models, split.x), shares, split.x)
+        return _stored_as(models, _recompute(net, merged, split.x))
+    return _stored_as(models, _repaired(net, merged, _goals(net, spec, models, split.x), shares[0], split.x))
+
+
+def _stored_as(models: Stack | Params, merged: Params) -> Params:
+    """What was computed, in the types that the models have."""
+    return stack.map(lambda tensor, model: tensor.to(model.dtype), merged, models)
 
 
 def repaired_path(net: nn.Module, spec: PermutationSpec, a: Params, b: Params, x: Tensor, *, points: int) -> Stack:
     """The path from a to b with every model between the ends repaired on the examples x [n, ...]."""
-    line = path(a, b, points)
+    line = path(stack.single(a), stack.single(b), points)
     between = [stack.take(line, k) for k in range(1, points - 1)]
     if _has_norms(net):
-        return stack.join([a, *(_recompute(net, params, x) for params in between), b])
+        repaired = [_recompute(net, params, x) for params in between]
+        return stack.join([a, *(_stored_as(a, params) for params in repaired), b])
     goals = _goals(net, spec, stack.join([a, b]), x)
     repaired = []
     for t, params in zip(torch.linspace(0, 1, points)[1:-1], between, strict=True):
         repaired.append(_repaired(net, params, goals, torch.stack([1 - t, t]), x))
-    return stack.join([a, *repaired, b])
+    return stack.join([a, *(_stored_as(a, params) for params in repaired), b])
 
 
 class _Moments(NamedTuple):
@@ -214,7 +220,7 @@ def task_arithmetic(
         factors = torch.cat([torch.linspace(0, 1, 21), shares[0, :1]])  # the plain average is one of them
         shares = factors[:, None].repeat(1, shares.shape[1])
     shares[:, 0] = 1 - shares[:, 1:].sum(dim=1)
-    return _best(net, stack.mix(shares, models), split)
+    return _stored_as(models, _best(net, stack.mix(shares, stack.single(models)), split))
 
 
 def _best(net: nn.Module, candidates: Stack, split: Split) -> Params:
@@ -236,6 +242,7 @@ def ties(
     if not 0 <= density <= 1:
         raise ParameterError(f"density = {density}, expected a share of the weights, from 0 to 1.")
     _shares(net, models, None)
+    given, models = models, stack.single(models)
     base = stack.take(models, 0)
     change = stack.map(lambda tensor, start: tensor[1:] - start, models, base)
     sizes = stack.vectors(change).abs()
@@ -244,7 +251,7 @@ def ties(
     merged = stack.map(lambda start, tensor: start + _elected(tensor, least), base, change)
     factors = torch.linspace(0, 2, 21)
     line = stack.mix(torch.stack([1 - factors, factors], dim=1), stack.join([base, merged]))
-    return _best(net, line, split)
+    return _stored_as(given, _best(net, line, split))
 
 
 def _elected(change: Float[Tensor, "others ..."], least: Float[Tensor, " others"]) -> Tensor:

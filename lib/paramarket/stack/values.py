@@ -17,6 +17,7 @@ from paramarket.stack.files import Params
 from paramarket.stack.nets import dense_outputs, is_dense
 
 Stack = dict[str, Tensor]  # K models: the same names, one more leading axis
+HALF = (torch.float16, torch.bfloat16)
 Look = Callable[[str, Tensor, Tensor], Tensor | None]  # see `probe`
 
 
@@ -126,6 +127,14 @@ def device(models: Stack | Params) -> torch.device:
     return _any(models).device
 
 
+def single(models: Stack | Params) -> Stack | Params:
+    """Models of half precision in float32, to compute with; all others as they are.
+
+    float16 ends at 65504, and bfloat16 has two digits: what is stored so is not computed so.
+    """
+    return map(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor, models)
+
+
 def place(x: Tensor, models: Stack | Params) -> Tensor:
     """x [...] on the models' device and in their floating type."""
     return x.to(_any(models))
@@ -209,7 +218,8 @@ def layers(models: Stack | Params) -> list[str]:
 def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
     """J new models, each a weighted sum of K: [..., J, K] with a stack [..., K] gives a stack [..., J].
 
-    An average is a row of 1/K, a purchase (1 - w, w), a path a matrix whose rows walk from one to the other.
+    An average is a row of 1/K, a purchase (1 - w, w), a path a matrix whose rows walk from one to the other. Sums of
+    half precision are formed in float32. Raises ShapeError for what does not fit, and for whole numbers.
 
     >>> import torch
     >>> from paramarket import stack
@@ -222,18 +232,23 @@ def mix(weights: Float[Tensor, "*batch J K"], stack: Stack) -> Stack:
         if tensor.shape[: len(batch) + 1] != (*batch, weights.shape[-1]):
             shapes = f"weights {tuple(weights.shape)} and {name!r} {tuple(tensor.shape)}"
             raise ShapeError(f"mix needs weights [..., J, K] and a stack [..., K]: got {shapes}.")
-    return map(lambda tensor: _weighted(weights.to(tensor), tensor), stack)
+        if not tensor.is_floating_point():
+            raise ShapeError(f"{name!r} holds {tensor.dtype}: a weighted sum of whole numbers is none.")
+    return map(lambda tensor: _weighted(weights, tensor), stack)
 
 
 def _weighted(weights: Tensor, tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(*tensor.shape[: weights.ndim - 1], -1)
-    return (weights @ flat).reshape(*weights.shape[:-1], *tensor.shape[weights.ndim - 1 :])
+    exact = tensor.float() if tensor.dtype in HALF else tensor
+    flat = exact.reshape(*tensor.shape[: weights.ndim - 1], -1)
+    summed = weights.to(exact) @ flat
+    return summed.reshape(*weights.shape[:-1], *tensor.shape[weights.ndim - 1 :]).to(tensor)
 
 
 def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n classes"]:
     """All K models at once, in eval mode: `x` is shared, [n, ...], or holds one batch per model, [K, n, ...].
 
     An example is a row of features or an image [channels, height, width], so x has 2 or 4 axes if shared, else 3 or 5.
+    Models of half precision are run in float32.
 
     >>> import torch
     >>> from paramarket import stack
@@ -241,6 +256,7 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
     >>> tuple(stack.forward(net, stack.init(net, copies=5, seed=0), torch.zeros(7, 4)).shape)
     (5, 7, 2)
     """
+    stack = single(stack)
     return apply(net, stack, *_placed(net, stack, x), training=False)
 
 
@@ -280,8 +296,9 @@ def _mode(net: nn.Module, training: bool) -> Iterator[None]:
 def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], look: Look) -> None:
     """Run one model on x [n, ...] in eval mode, and call look(module name, what it reads, what it says) on the way.
 
-    What `look` gives back, if anything, is what the module says from then on.
+    What `look` gives back, if anything, is what the module says from then on. Half precision is run in float32.
     """
+    params = single(params)
     hooks = [
         net.get_submodule(name).register_forward_hook(lambda _, read, said, name=name: look(name, read[0], said))
         for name in modules
@@ -300,6 +317,7 @@ def features(net: nn.Sequential, stack: Stack, x: Tensor) -> dict[str, Tensor]:
         raise ShapeError(
             f"features needs a Sequential of Flatten, Linear, Residual and activations, got {type(net).__name__}."
         )
+    stack = single(stack)
     return dict(dense_outputs(net, stack, *_placed(net, stack, x)))
 
 
