@@ -494,3 +494,14 @@ def test_mixtures_that_do_not_sum_to_one_are_refused(row, split):
     for call in (market.quote, market.evaluate_mixtures):
         with pytest.raises(ParameterError, match="weights of a mixture must sum to 1"):
             call(SMALL, lines(SMALL, 2, 1), weights, split)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_quote_on_half_precision_is_that_on_the_same_numbers(dtype, split):
+    net = NETS["MLP"]()
+    models = stack.map(lambda tensor: tensor.to(dtype), lines(net, 2, 1))
+    weights = market.purchase_weights([0.25, 0.5], len(stack.layers(models)))
+    found = market.quote(net, models, weights, split)
+    exact = market.quote(net, stack.map(torch.Tensor.float, models), weights, split)
+    assert torch.equal(found.losses, exact.losses)
+    assert all(torch.equal(found.models[name], exact.models[name].to(dtype)) for name in found.models)

@@ -405,3 +405,9 @@ def test_a_share_that_is_no_number_blends_nothing(share):
     models = {"w": torch.zeros(1, 2)}
     with pytest.raises(ParameterError, match="expected finite numbers"):
         merge.blend_pairs(models, models, [0.5, share])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_barrier_of_half_precision_is_computed_in_float32(dtype):
+    losses = torch.tensor([[1.0, 4.125, 3.0], [0.5, 60000.0, 0.25]]).to(dtype)
+    assert torch.equal(barrier(losses), barrier(losses.float()))

@@ -467,3 +467,32 @@ def test_a_layer_that_is_used_twice_is_refused_by_name(method, split):
     models = stack.init(net, 3, seed=0)
     with pytest.raises(ShapeError, match="layer '3' is used 2 times in the net, expected once"):
         run(method, net, models, split)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mlp", "BatchNorm"])
+@every_method
+def test_a_merge_of_half_precision_is_that_of_the_same_numbers_rounded_once(method, name, dtype, split):
+    net, _, models = some(name, 3)
+    models = stack.map(lambda tensor: tensor.to(dtype), models)
+    exact = run(method, net, stack.map(torch.Tensor.float, models), split)
+    found = run(method, net, models, split)
+    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    assert all(torch.equal(found[key], exact[key].to(dtype)) for key in exact)
+
+
+@pytest.mark.parametrize("name", ["mlp", "BatchNorm"])
+def test_a_repaired_path_of_half_precision_is_rounded_once(name, split):
+    net, spec, models = some(name)
+    a, b = (stack.map(torch.Tensor.bfloat16, stack.take(models, k)) for k in range(2))
+    found = merge.repaired_path(net, spec, a, b, split.x, points=3)
+    single = [stack.map(torch.Tensor.float, params) for params in (a, b)]
+    exact = merge.repaired_path(net, spec, *single, split.x, points=3)
+    assert all(torch.equal(found[key], exact[key].bfloat16()) for key in exact)
+
+
+def test_a_student_of_half_precision_models_is_one_itself(split):
+    net, spec, models = some("mlp")
+    models = stack.map(torch.Tensor.bfloat16, models)
+    student = merge.distil(net, spec, models, split, torch.Generator().manual_seed(0), steps=2)
+    assert {tensor.dtype for tensor in student.values()} == {torch.bfloat16}

@@ -4,10 +4,11 @@ from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import equal
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from paramarket import stack
+from paramarket.base import stream
 from paramarket.errors import ShapeError
 
 SHAPES = st.tuples(st.integers(1, 9), st.lists(st.integers(1, 8), max_size=3), st.integers(2, 5))
@@ -340,3 +341,39 @@ def test_a_packed_stack_is_the_same_stack_in_one_piece_of_memory():
     packed.numbers.zero_()
     assert all((tensor == 0).all() and tensor.is_contiguous() for tensor in packed.models.values())
     assert not any((tensor == 0).all() for tensor in models.values())
+
+
+# Half precision is stored so, and computed in float32
+
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_models_of_half_precision_answer_as_the_same_numbers_in_float32(dtype):
+    net = stack.mlp(6, [8], 3)
+    models = stack.map(lambda tensor: (100 * tensor).to(dtype), stack.init(net, 2, 0))
+    x = torch.randn(20, 6, generator=stream(0, "half"))
+    exact = stack.map(Tensor.float, models)
+    assert torch.equal(stack.forward(net, models, x), stack.forward(net, exact, x))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(stack.features(net, models, x).values(), stack.features(net, exact, x).values(), strict=True)
+    )
+    said = []
+    for params in (stack.take(models, 0), stack.take(exact, 0)):
+        stack.probe(net, params, x, ["3"], lambda name, read, answer: said.append((read, answer)))
+    assert all(torch.equal(one, other) for one, other in zip(*said, strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_mixture_of_half_precision_is_rounded_once(dtype):
+    models = {"w": torch.tensor([[60000.0, 1.0], [60000.0, 1.0078125], [-60000.0, 1.0]]).to(dtype)}
+    found = stack.mix(torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.9, 0.9, 0.8]]), models)["w"]
+    exact = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.9, 0.9, 0.8]]).double() @ models["w"].double()
+    assert torch.equal(found, exact.to(dtype))
+
+
+def test_whole_numbers_are_not_mixed():
+    with pytest.raises(ShapeError, match=r"'order' holds torch\.int64: a weighted sum of whole numbers is none"):
+        stack.mix(torch.tensor([[0.5, 0.5]]), {"order": torch.tensor([[1], [3]])})

@@ -297,3 +297,16 @@ def test_a_residual_net_of_torchvision_trains_as_a_stack(digits):
         plain_steps(net, few, 2, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01))
         assert torch.allclose(fitted["bn1.running_mean"][k], net.bn1.running_mean, atol=1e-3)
         assert torch.allclose(fitted["fc.weight"][k], net.fc.weight, atol=3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_models_of_another_precision_learn_as_those_of_float32(dtype, optimizer):
+    net = stack.mlp(6, [8], 3)
+    start = stack.map(lambda tensor: tensor.to(dtype), stack.init(net, 2, seed=0))
+    split = data.Split(torch.randn(60, 6, generator=stream(0, "half")), torch.arange(60) % 3)
+    learnt = train.fit(net, start, split, steps=20, optimizer=optimizer).stack
+    expected = train.fit(net, stack.map(torch.Tensor.float, start), split, steps=20, optimizer=optimizer).stack
+    kept = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {tensor.dtype for tensor in learnt.values()} == {kept}
+    assert all(torch.allclose(learnt[name].float(), expected[name], atol=1e-4) for name in learnt)

@@ -337,4 +337,4 @@ def distil(
     lesson = Split(split.x, ensemble(net, models, split.x))
     seed = int(torch.randint(2**31, (), generator=generator))
     student = fit(net, stack.take(models, slice(1)), lesson, steps=steps, seed=seed).stack
-    return stack.take(student, 0)
+    return _stored_as(models, stack.take(student, 0))

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, check, copy, device, forward, pack, table
+from paramarket.stack import Stack, check, copy, device, forward, pack, single, table
 from paramarket.train.gradients import make_backward
 from paramarket.train.optimisers import StackOptimizer, learning_rates, prepare_pull, pull_back
 
@@ -74,6 +74,7 @@ def fit(
     state: another fit's `state`: the optimiser goes on from it; order and schedule begin anew, so give another seed
     pull: {parameter: shares, [K, ...] or 1 on an axis}: after every step each weight goes that share of its way back to
     where it started: 0 is free, 1 frozen, a little is an L2 penalty on the distance to the start (L2-SP)
+    Models of half precision are trained, and come out, in float32.
     Raises ParameterError, ShapeError and DataError before work starts; TrainingError naming model and step if a loss is
     not finite.
 
@@ -84,6 +85,7 @@ def fit(
     >>> stack.count(fit.stack), sorted(fit.kept), list(fit.history.columns)
     (3, [0, 10], ['epoch', 'step', 'model', 'loss'])
     """
+    stack = single(stack)
     copies = check(net, stack)
     batch = whole_number("batch", batch, least=1)
     if not lr > 0:
@@ -104,7 +106,7 @@ def fit(
     opt = StackOptimizer(optimizer, weights, weight_decay=weight_decay, state=state)
     back = prepare_pull(stack, pull or {}, weights.models)
 
-    batches = _batches(splits, classes, batch, orders, device(models))
+    batches = _batches(splits, classes, batch, orders, device(models), weights.numbers.dtype)
     losses = weights.numbers.new_empty(steps, copies)
     kept = {}
     with torch.no_grad(), lend_generator(orders[0]):
@@ -179,21 +181,26 @@ def _orders(seed: SupportsIndex, generators: Sequence[torch.Generator] | None, c
 
 
 def _batches(
-    splits: list[Split], classes: int, batch: int, orders: list[torch.Generator], device: torch.device
+    splits: list[Split],
+    classes: int,
+    batch: int,
+    orders: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Float[Tensor, "K batch ..."], Float[Tensor, "K batch classes"]]]:
     """Endless batches: examples, and what to answer as probabilities; both are overwritten by the next.
 
     Only what a batch takes is copied, into memory that is kept; models in a row that share a split are served at once.
     """
     example = splits[0].x[0]
-    x = example.new_empty(len(splits) * batch, *example.shape, device=device)
-    targets = example.new_empty(len(splits) * batch, classes, device=device)
+    x = torch.empty(len(splits) * batch, *example.shape, device=device, dtype=dtype)
+    targets = torch.empty(len(splits) * batch, classes, device=device, dtype=dtype)
     gathered, start = [], 0  # from where, to where, for which rows
     for _, sharing in groupby(splits, key=id):
         split, *others = sharing
         rows = slice(start, start + batch * (1 + len(others)))
         answers = probabilities(split.y.to(device), classes).to(targets)
-        gathered += [(split.x.to(device), x[rows], rows), (answers, targets[rows], rows)]
+        gathered += [(split.x.to(x), x[rows], rows), (answers, targets[rows], rows)]
         start = rows.stop
     for chosen in _next_examples(splits, batch, orders, device):
         for source, to, rows in gathered:
