@@ -310,3 +310,66 @@ def test_models_of_another_precision_learn_as_those_of_float32(dtype, optimizer)
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     assert {tensor.dtype for tensor in learnt.values()} == {kept}
     assert all(torch.allclose(learnt[name].float(), expected[name], atol=1e-4) for name in learnt)
+
+
+class Counting(nn.Module):
+    """It counts its steps, in place or anew, and keeps the mean of what it has seen."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x):
+        if self.training:
+            if self.in_place:
+                self.steps += 1
+                self.mean += (x.detach().mean(dim=0) - self.mean) / self.steps
+            else:
+                self.steps = self.steps + 1
+                self.mean = self.mean + (x.detach().mean(dim=0) - self.mean) / self.steps
+        return x
+
+
+COUNTERS = {
+    "in place": lambda: Counting(True),
+    "anew": lambda: Counting(False),
+    "BatchNorm, a plain mean": lambda: nn.BatchNorm1d(64, momentum=None),
+    "BatchNorm": lambda: nn.BatchNorm1d(64),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTERS)
+def test_what_a_layer_counts_goes_on_from_step_to_step_and_from_fit_to_fit(digits, kind):
+    net = nn.Sequential(nn.Flatten(), COUNTERS[kind](), nn.Linear(64, 10))
+    before = stack.map(torch.clone, dict(net.state_dict()))
+    few = data.Split(digits.train.x[:96], digits.train.y[:96])
+    start = stack.init(net, 2, seed=0)
+    settings = {"steps": 3, "batch": 16, "lr": 1e-12, "schedule": "constant"}
+    first = train.fit(net, start, few, seed=0, **settings)
+    second = train.fit(net, first.stack, few, seed=1, state=first.state, **settings)
+
+    for k in range(2):
+        alone = nn.Sequential(nn.Flatten(), COUNTERS[kind](), nn.Linear(64, 10))
+        alone.load_state_dict(stack.take(start, k), strict=False)
+        alone.train()
+        for seed in (0, 1):
+            order = torch.randperm(96, generator=stream(seed, "order", k))
+            for chosen in order.split(16)[:3]:
+                alone(few.x[chosen])
+        expected = alone.state_dict()
+        mean = "1.mean" if "1.mean" in expected else "1.running_mean"
+        assert torch.allclose(second.stack[mean][k], expected[mean], atol=1e-5)
+        (counter,) = [name for name in expected if name in ("1.steps", "1.num_batches_tracked")]
+        assert second.state[f"counter/{counter}"].tolist() == [6, 6]
+        assert expected[counter] == 6
+    assert equal(before, dict(net.state_dict()))
+
+
+def test_models_that_have_counted_differently_do_not_learn_side_by_side(digits):
+    net = nn.Sequential(nn.Flatten(), Counting(True), nn.Linear(64, 10))
+    done = train.fit(net, stack.init(net, 2, seed=0), digits.train, steps=2)
+    state = done.state | {"counter/1.steps": torch.tensor([2, 3])}
+    with pytest.raises(ShapeError, match=r"models of unlike age: '1\.steps' has counted differently"):
+        train.fit(net, done.stack, digits.train, steps=2, state=state)

@@ -260,24 +260,41 @@ def forward(net: nn.Module, stack: Stack, x: Tensor) -> Float[Tensor, "K n class
     return apply(net, stack, *_placed(net, stack, x), training=False)
 
 
-def apply(net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool) -> Tensor:
+def apply(
+    net: nn.Module, stack: Stack, x: Tensor, shared: bool, *, training: bool, counting: Params | None = None
+) -> Tensor:
     """`forward` without its checks, for a caller at every step: x [K, n, ...], or [n, ...] if shared.
 
-    In training mode batch statistics are used, and the running ones in the stack are updated.
+    In training mode batch statistics are used, and the running ones in the stack are updated; and so is `counting`, the
+    net's `counters`, for whoever takes more steps than one.
     """
     if is_dense(net):
         *_, (_, out) = dense_outputs(net, stack, x, shared, overwrite=not torch.is_grad_enabled())
         return out
-    counters = _counters(net)
+    counting = {} if counting is None else counting
+    own = {name: buffer for name, buffer in counters(net).items() if name not in counting}
+    kept = [name for name, buffer in net.named_buffers() if buffer.is_floating_point()] if training else []
 
-    def call(params: Params, x: Tensor) -> Tensor:
-        return functional_call(net, {**params, **counters}, (x,))
+    def call(params: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
+        held = {**params, **own, **counting}  # a layer that assigns its buffers anew leaves them here
+        out = functional_call(net, held, (x,))
+        return out, {name: held[name] for name in kept}, {name: held[name] for name in counting}
 
     with _mode(net, training):
-        return vmap(call, in_dims=(0, None if shared else 0), randomness="different")(stack, x)
+        in_dims, out_dims = (0, None if shared else 0), (0, 0, None)
+        out, buffers, counted = vmap(call, in_dims=in_dims, out_dims=out_dims, randomness="different")(stack, x)
+    for name, buffer in buffers.items():
+        if buffer.data_ptr() != stack[name].data_ptr():
+            stack[name].copy_(buffer.detach())
+    counting.update(counted)
+    return out
 
 
-def _counters(net: nn.Module) -> Params:
+def counters(net: nn.Module) -> Params:
+    """A copy of a net's whole numbers, as BatchNorm's number of batches: what a layer counts is the same in K models.
+
+    They are no part of a stack, for they cannot be mixed; whoever trains keeps them from step to step.
+    """
     return {name: buffer.clone() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
 
 
@@ -305,7 +322,7 @@ def probe(net: nn.Module, params: Params, x: Tensor, modules: Iterable[str], loo
     ]
     try:
         with _mode(net, training=False):
-            functional_call(net, {**params, **_counters(net)}, (place(x, params),))
+            functional_call(net, {**params, **counters(net)}, (place(x, params),))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from paramarket.base import is_watched, lend_generator, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, TrainingError
-from paramarket.stack import Stack, check, copy, device, forward, pack, single, table
+from paramarket.stack import Params, Stack, check, copy, counters, device, forward, pack, single, table
 from paramarket.train.gradients import make_backward
 from paramarket.train.optimisers import StackOptimizer, learning_rates, prepare_pull, pull_back
+
+COUNTER = "counter/"  # before the name of what a layer counts, in a state
 
 
 class Fit(NamedTuple):
@@ -25,7 +27,8 @@ class Fit(NamedTuple):
 
     stack: the trained models
     history: one row per epoch and model: epoch, step, model, loss (mean training cross-entropy of the epoch, nats)
-    state: the optimiser's tensors, each with the stack's leading axis · kept: copies of the stack, by step
+    state: the optimiser's tensors and what layers have counted, each with the stack's leading axis
+    kept: copies of the stack, by step
     """
 
     stack: Stack
@@ -102,7 +105,8 @@ def fit(
     slopes = pack(weights.models)  # their gradients, written anew at every step
     buffers = copy({name: tensor for name, tensor in stack.items() if name not in weights.models})
     models = dict.fromkeys(stack) | buffers | weights.models  # in the order of the stack
-    backward = make_backward(net, models, slopes.models, batch)
+    counting = _counting(net, state, device(models))
+    backward = make_backward(net, models, slopes.models, batch, counting=counting)
     opt = StackOptimizer(optimizer, weights, weight_decay=weight_decay, state=state)
     back = prepare_pull(stack, pull or {}, weights.models)
 
@@ -122,7 +126,19 @@ def fit(
     check_finite(losses, models, steps)
     if steps in keep:
         kept[steps] = copy(models)
-    return Fit(models, _history(losses, per_epoch), opt.state(), kept)
+    counted = {f"{COUNTER}{name}": number.expand(copies, *number.shape).clone() for name, number in counting.items()}
+    return Fit(models, _history(losses, per_epoch), opt.state() | counted, kept)
+
+
+def _counting(net: nn.Module, state: Mapping[str, Tensor] | None, device: torch.device) -> Params:
+    """What the net's layers have counted so far, by a state, or else from the net's own numbers on."""
+    counting = {}
+    for name, own in counters(net).items():
+        found = (state or {}).get(f"{COUNTER}{name}", own.unsqueeze(0))
+        if not (found == found[0]).all():
+            raise ShapeError(f"models of unlike age: {name!r} has counted differently in each. Train them one by one.")
+        counting[name] = found[0].to(device).clone()
+    return counting
 
 
 def _split_for_each(data: Split | Sequence[Split], copies: int) -> list[Split]:

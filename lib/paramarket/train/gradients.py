@@ -14,31 +14,35 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from paramarket.errors import ShapeError
-from paramarket.stack import DenseLayer, Stack, apply, dense_plan
+from paramarket.stack import DenseLayer, Params, Stack, apply, counters, dense_plan
 
 Backward = Callable[[Float[Tensor, "K n ..."], Float[Tensor, "K n classes"]], Float[Tensor, " K"]]
 
 
-def make_backward(net: nn.Module, models: Stack, gradients: Stack, batch: int) -> Backward:
+def make_backward(
+    net: nn.Module, models: Stack, gradients: Stack, batch: int, *, counting: Params | None = None
+) -> Backward:
     """A function that puts the gradient of every model's loss into `gradients`, and gives the losses [K], nats.
 
     It takes a batch for each model, x [K, batch, ...], and what to answer as probabilities [K, batch, classes] that
     sum to 1 (a label is 1 for its class). A model's loss is its mean cross-entropy, its gradient is its own.
     models: read anew at each call · gradients: of the net's parameters, written anew at each call
+    counting: what the net's layers have counted so far (`stack.counters`), and go on with; from the net's own, if None
     """
     try:
         plan = dense_plan(net)
     except ShapeError:
-        return _autograd_backward(net, models, gradients)
+        return _autograd_backward(net, models, gradients, counting)
     return partial(_backpropagate, [_layer(planned, models, gradients, batch) for planned in plan])
 
 
-def _autograd_backward(net: nn.Module, models: Stack, gradients: Stack) -> Backward:
+def _autograd_backward(net: nn.Module, models: Stack, gradients: Stack, counting: Params | None = None) -> Backward:
+    counting = counters(net) if counting is None else counting
     leaves = {name: models[name].detach().requires_grad_() for name, _ in net.named_parameters()}
 
     @torch.enable_grad()
     def backward(x: Tensor, targets: Tensor) -> Tensor:
-        logits = apply(net, models | leaves, x, shared=False, training=True)
+        logits = apply(net, models | leaves, x, shared=False, training=True, counting=counting)
         losses = cross_entropy(logits.mT, targets.mT, reduction="none").mean(dim=1)
         slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         for name, slope in zip(leaves, slopes, strict=True):
