@@ -87,12 +87,56 @@ def test_the_key_covers_the_library_room_by_room(tmp_path, monkeypatch, name):
     assert len({before, changed, cache._key(noise, {"seed": 0})}) == 3
 
 
-def test_cached_refuses_what_it_would_lose_and_what_it_cannot_read(tmp_path):
-    def order(seed):
-        return {"w": torch.zeros(2), "order": torch.tensor([1, 0])}
+KINDS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16]
+KINDS += [torch.float32, torch.float64, torch.complex64, torch.uint16]
 
-    with pytest.raises(errors.ParameterError, match=r"'order' is torch\.int64, expected floating-point"):
-        runs.cached(order, folder=tmp_path, seed=0)
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_whatever_goes_into_a_cache_comes_out(tmp_path, dtype):
+    def build(n):
+        numbers = torch.arange(n).to(dtype)
+        return {"z": numbers, "scalar": numbers[1], "none": numbers[:0], "a": numbers.view(2, -1).mT, "again": numbers}
+
+    made = build(6)
+    for _ in range(2):
+        found = runs.cached(build, folder=tmp_path, n=6)
+        assert list(found) == list(made)
+        for name, tensor in made.items():
+            assert found[name].dtype == dtype
+            assert torch.equal(found[name], tensor)
+
+
+def test_what_is_not_finite_comes_out_of_a_cache_too(tmp_path):
+    def build(n):
+        return {"accuracy": torch.tensor([1.0, float("nan"), float("-inf")])}
+
+    for _ in range(2):
+        found = runs.cached(build, folder=tmp_path, n=1)["accuracy"]
+        assert found.nan_to_num(7, 8, 9).tolist() == [1, 7, 9]
+
+
+def test_models_come_out_of_a_cache_with_their_layers_in_order(tmp_path):
+    def build(depth):
+        return stack.init(stack.mlp(3, [2] * depth, 2), 2, seed=0)
+
+    made = build(7)
+    for _ in range(2):
+        found = runs.cached(build, folder=tmp_path, depth=7)
+        assert stack.layers(found) == stack.layers(made) == ["1", "3", "5", "7", "9", "11", "13", "15"]
+        assert torch.equal(stack.vectors(found), stack.vectors(made))
+
+
+def test_cached_refuses_what_it_would_lose_and_what_it_cannot_read(tmp_path):
+    def numbers(seed):
+        return {"w": torch.zeros(2), "order": [1, 0]}
+
+    def nothing(seed):
+        return None
+
+    with pytest.raises(errors.WeightsError, match=r"'order' is a list, expected dense tensors by name"):
+        runs.cached(numbers, folder=tmp_path, seed=0)
+    with pytest.raises(errors.ParameterError, match=r"nothing gave a NoneType, expected a dict of tensors"):
+        runs.cached(nothing, folder=tmp_path, seed=0)
     with pytest.raises(errors.ParameterError, match="cannot read the source of <built-in function abs>"):
         runs.cached(abs, folder=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -20,21 +20,20 @@ LIBRARY = Path(__file__).parents[1]
 def cached(build: Callable[..., dict[str, Tensor]], *, folder: Path | str = CACHE, **inputs: Any) -> dict[str, Tensor]:
     """`build(**inputs)`, or what an earlier call with equal inputs left in `folder`: a stack or any dict of tensors.
 
-    The tensors hold floating-point numbers; `build` reads nothing but its inputs and this library.
+    Whole numbers, masks and NaN come out as they went in; `build` reads nothing but its inputs and this library.
     The key is a hash of the content of what it was made from: the inputs, the source of `build` itself, this library,
     the environment. Written beside and renamed: two runs at once do not collide, a damaged file is built again.
     """
     path = Path(folder) / f"{build.__name__}-{_key(build, inputs)}.safetensors"
     try:
-        return stack.load(path)
+        return stack.load_all(path)
     except WeightsError:  # there is none yet, or it is damaged
         pass
     made = build(**inputs)
-    for name, tensor in made.items():
-        if not tensor.is_floating_point():
-            raise ParameterError(f"cached: {name!r} is {tensor.dtype}, expected floating-point numbers.")
-    stack.save(path, made, {})
-    return stack.load(path)
+    if not isinstance(made, Mapping):
+        raise ParameterError(f"cached: {build.__name__} gave a {type(made).__name__}, expected a dict of tensors.")
+    stack.save_all(path, made)
+    return stack.load_all(path)
 
 
 def _key(build: Callable, inputs: Mapping[str, Any]) -> str:

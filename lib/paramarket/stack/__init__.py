@@ -4,7 +4,7 @@ Two verbs carry the project: `forward` runs all K models at once, `mix` makes ne
 A table says which model is which: `grid` makes its rows, `table` puts behind them what was measured.
 """
 
-from paramarket.stack.files import Params, card, card_of, content_hash, load, save
+from paramarket.stack.files import Params, card, card_of, content_hash, load, load_all, save, save_all
 from paramarket.stack.lora import LoraError, add, load_lora, save_lora
 from paramarket.stack.nets import (
     DenseLayer,
@@ -84,6 +84,7 @@ __all__ = [
     "leading",
     "linear",
     "load",
+    "load_all",
     "load_lora",
     "map",
     "mix",
@@ -94,6 +95,7 @@ __all__ = [
     "probe",
     "residual_mlp",
     "save",
+    "save_all",
     "save_lora",
     "single",
     "split_first",
