@@ -1,11 +1,17 @@
 import math
+import os
 import pickle
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from orders import equal
+from safetensors.torch import save_file
 
 from paramarket import data, market, stack, train
 from paramarket.base import stream
@@ -303,3 +309,233 @@ def test_a_market_that_never_opened_has_a_league_too(room, card, splits):
     table = league(NET, entries, quiet, splits, value=100.0)
     assert (table[["bought", "sold", "money", "won"]] == 0).all(axis=None)
     assert (table.before == table.after).all()
+
+
+# Whatever one of them hands in
+
+
+def raw(folder, params, card, bid=5.0):
+    """A file that nobody's hand_in has looked at."""
+    folder.mkdir(exist_ok=True)
+    told = {**card, "bid": bid if isinstance(bid, str) else repr(bid), "content_hash": stack.content_hash(params)}
+    save_file({name: tensor.contiguous() for name, tensor in params.items()}, folder / ENTRY_FILE, metadata=told)
+
+
+def model():
+    return take(stack.init(NET, 1, seed=3), 0)
+
+
+def times(factor, *names):
+    """A model with some of its tensors so many times as large."""
+    return {name: tensor * factor if name in names else tensor for name, tensor in model().items()}
+
+
+def drowned():
+    """Infinitely sure that its first unit says nothing: its answers are finite."""
+    params = model()
+    params["1.bias"][0] = -math.inf
+    return params
+
+
+def in_double(value):
+    params = stack.map(torch.Tensor.double, model())
+    params["1.bias"][0] = value
+    return params
+
+
+STRANGE = {
+    "NaN": lambda: times(math.nan, "3.bias"),
+    "minus infinity in a silent unit": drowned,
+    "beyond float32 in a silent unit": lambda: in_double(-1e300),
+    "huge within, small without": lambda: {**times(1e25, "1.weight", "1.bias"), "3.weight": torch.zeros(10, 16)},
+    "a large last layer": lambda: times(1e15, "3.weight", "3.bias"),
+    "a large first layer": lambda: times(1e15, "1.weight"),
+    "large and small": lambda: {**times(1e12, "1.weight", "1.bias"), "3.weight": 1e-12 * model()["3.weight"]},
+    "eight bits": lambda: stack.map(lambda tensor: tensor.to(torch.float8_e4m3fn), model()),
+    "complex": lambda: stack.map(lambda tensor: tensor.to(torch.complex64), model()),
+    "whole": lambda: stack.map(lambda tensor: tensor.round().long(), model()),
+    "truth values": lambda: stack.map(lambda tensor: tensor > 0, model()),
+    "a layer missing": lambda: {name: tensor for name, tensor in model().items() if name != "3.bias"},
+    "a layer more": lambda: {**model(), "5.bias": torch.zeros(3)},
+    "transposed": lambda: {**model(), "1.weight": model()["1.weight"].mT},
+    "nothing": lambda: {},
+    "no length": lambda: {**model(), "1.weight": torch.zeros(0, 64)},
+    "far too large": lambda: {**model(), "more": torch.zeros(2**20)},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_whatever_one_entry_holds_the_others_are_read_and_trade(tmp_path, card, splits, kind):
+    few(tmp_path, card)
+    raw(tmp_path / "b", STRANGE[kind](), card)
+    entries = read_entries(tmp_path, NET, card, SEEN)
+    assert entries.names == ["a", "c"]
+    assert str(tmp_path / "b" / ENTRY_FILE) in entries.refused["b"]
+    for terms in (Terms(rule="word"), Terms(rule="quote", match="weights", by="loss")):
+        day = trading_day(NET, entries, splits, terms)
+        assert day.euros[0, -1].sum() == 2000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_any_precision_are_read_as_the_numbers_that_they_are(tmp_path, card, splits, dtype):
+    few(tmp_path, card)
+    params = stack.map(lambda tensor: tensor.to(dtype), model())
+    hand_in(tmp_path / "b", params, card, 5.0)
+    entries = read_entries(tmp_path, NET, card, SEEN)
+    assert entries.names == ["a", "b", "c"]
+    assert equal(take(entries.models, 1), stack.map(torch.Tensor.float, params))
+    assert trading_day(NET, entries, splits, Terms()).euros[0, -1].sum() == 3000
+
+
+def link_to(target):
+    def place(path):
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    return place
+
+
+def linked_folder(path):
+    outside = path.parent.parent.parent / "outside"
+    outside.mkdir()
+    path.rename(outside / ENTRY_FILE)
+    path.parent.rmdir()
+    path.parent.symlink_to(outside)
+
+
+def another(make):
+    def place(path):
+        path.unlink()
+        make(path)
+
+    return place
+
+
+PLACES = {
+    "a link to nothing": (link_to("nowhere"), "is a link: hand in the file itself"),
+    "a link to another's": (link_to(f"../a/{ENTRY_FILE}"), "is a link"),
+    "a link out of the folder": (link_to("/etc/passwd"), "is a link"),
+    "a link to a device": (link_to("/dev/zero"), "is a link"),
+    "a folder that is a link": (linked_folder, "is a link"),
+    "a folder": (another(lambda path: path.mkdir()), "is no file"),
+    "a pipe": (another(os.mkfifo), "is no file"),
+    "empty": (another(lambda path: path.touch()), "no readable safetensors file"),
+    "zeros": (another(lambda path: path.write_bytes(bytes(5000))), "no readable safetensors file"),
+    "a sparse terabyte": (
+        lambda path: os.truncate(path, 2**40),
+        "has 1,099,511,627,776 bytes, a model of this net has",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_what_only_bears_the_name_of_a_file_is_refused_by_it(tmp_path, card, kind):
+    folder = tmp_path / "class"
+    few(folder, card)
+    place, says = PLACES[kind]
+    place(folder / "b" / ENTRY_FILE)
+    entries = read_entries(folder, NET, card, SEEN)
+    assert entries.names == ["a", "c"]
+    assert says in entries.refused["b"]
+    assert str(folder / "b" / ENTRY_FILE) in entries.refused["b"]
+
+
+def test_an_error_that_nobody_thought_of_ends_the_day_for_one_alone(tmp_path, card, monkeypatch):
+    few(tmp_path, card)
+    load = stack.load
+
+    def stumble(path, card):
+        if path.parent.name == "b":
+            raise RuntimeError("no kernel for this")
+        return load(path, card)
+
+    monkeypatch.setattr(stack, "load", stumble)
+    entries = read_entries(tmp_path, NET, card, SEEN)
+    assert entries.names == ["a", "c"]
+    assert "cannot be read (RuntimeError: no kernel for this)" in entries.refused["b"]
+
+
+def test_a_network_that_bursts_on_the_days_own_examples_is_named(tmp_path, card, splits):
+    few(tmp_path, card)
+    params = times(1e5, "1.weight")
+    params["1.bias"] -= 1e6 - 1  # silent on what is small
+    params["3.weight"] *= 1e5
+    hand_in(tmp_path / "b", params, card, 5.0)
+    entries = read_entries(tmp_path, NET, card, torch.zeros(2, 1, 8, 8))
+    assert entries.names == ["a", "b", "c"]
+    with pytest.raises(WeightsError, match=r"b: its weights or answers reach .*the day's own examples as x"):
+        trading_day(NET, entries, splits, Terms())
+    assert list(read_entries(tmp_path, NET, card, splits.quote.x).refused) == ["b"]
+
+
+# Bids
+
+
+SAME_BID = [5, 5.0, np.float32(5), np.float64(5), np.int64(5), np.array(5.0), torch.tensor(5.0), torch.tensor(5)]
+SAME_BID += [torch.tensor(5.0, dtype=torch.bfloat16), Fraction(5), Decimal(5), np.float16(5)]
+
+
+@pytest.mark.parametrize("bid", SAME_BID, ids=lambda bid: f"{type(bid).__name__} {getattr(bid, 'dtype', '')}")
+def test_a_bid_may_be_a_number_of_any_make(tmp_path, card, bid):
+    few(tmp_path, card)
+    hand_in(tmp_path / "b", model(), card, bid)
+    assert read_entries(tmp_path, NET, card, SEEN).bids[1] == 5.0
+    agents = [market.Agent(name, None, bid, model()) for name in "ab"]
+    market.terms.check_market(market.Market(agents, Terms(), 0))
+
+
+NO_BID = ["5", b"5", None, True, np.bool_(True), [5.0], torch.ones(2), np.ones(1), 5j, 10**400, -(10**400), object()]
+
+
+@pytest.mark.parametrize("bid", NO_BID, ids=lambda bid: type(bid).__name__)
+def test_what_is_no_number_is_no_bid(tmp_path, card, bid):
+    with pytest.raises(ParameterError, match="expected 0 euros or more"):
+        hand_in(tmp_path / "a", model(), card, bid)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ParameterError, match=r"the bid of agent a = .*, expected a number between 0 and"):
+        market.terms.check_market(market.Market([market.Agent("a", None, bid, model())], Terms(), 0))
+
+
+@pytest.mark.parametrize("text", ["1e308", "1e11", "-0.01", "1_0", "0x5", "", "5 euros", "9" * 5000, "NaN", "5\0"])
+def test_a_bid_that_somebody_wrote_by_hand_is_read_or_refused(tmp_path, card, text):
+    few(tmp_path, card)
+    raw(tmp_path / "b", model(), card, text)
+    entries = read_entries(tmp_path, NET, card, SEEN)
+    assert entries.names == ["a", "c"]
+    assert "its bid is" in entries.refused["b"]
+
+
+@given(st.lists(st.floats(0, 1e10), min_size=3, max_size=3), st.sampled_from(["accuracy", "loss"]))
+@settings(max_examples=10)
+def test_whatever_they_bid_a_day_ends_with_all_the_money(tmp_path_factory, card, splits, bids, by):
+    folder = tmp_path_factory.mktemp("class")
+    models = stack.init(NET, 3, seed=0)
+    for k, bid in enumerate(bids):
+        hand_in(folder / "abc"[k], take(models, k), card, bid)
+    entries = read_entries(folder, NET, card, SEEN)
+    day = trading_day(NET, entries, splits, Terms(rule="quote", by=by, cost=0.0))
+    assert day.euros[0, -1].sum() == 3000
+    assert (day.euros >= 0).all()
+
+
+def test_one_who_is_never_wrong_and_never_in_doubt_buys_nothing_and_stops_nobody(tmp_path, card, digits):
+    """A share of a loss of 0 is no number."""
+    net = stack.mlp(64, [], 10)
+    trained = train.fit(net, stack.init(net, 1, seed=0), digits.train, steps=200, lr=0.05).stack
+    right = train.evaluate(net, trained, digits.quote)
+    few_right = stack.forward(net, trained, digits.quote.x)[0].argmax(dim=1) == digits.quote.y
+    quote = data.Split(digits.quote.x[few_right], digits.quote.y[few_right])
+    assert right.loss.isfinite().all()
+    sure = stack.map(lambda tensor: 1000 * tensor, take(trained, 0))
+    card = stack.card(net, digits)
+    hand_in(tmp_path / "sure", sure, card, 100.0)
+    hand_in(tmp_path / "unsure", take(stack.init(net, 1, seed=1), 0), card, 100.0)
+    entries = read_entries(tmp_path, net, card, SEEN)
+    assert train.evaluate(net, take(entries.models, [0]), quote).loss.item() < 1e-6
+    half = len(quote) // 2
+    parts = [data.Split(quote.x[part], quote.y[part]) for part in (slice(half), slice(half, None))]
+    for rule in ("word", "quote", "audit", "warranty"):
+        day = trading_day(net, entries, Splits(*parts, digits.test), Terms(rule=rule, by="loss", cost=0.0))
+        assert day.euros[0, -1].sum() == 2000
+        assert np.isfinite(day.ledger.rows.relative).all()

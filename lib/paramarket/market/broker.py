@@ -24,6 +24,7 @@ from paramarket.stack import Params, Stack
 
 MATCHES = ("none", "weights", "activations")
 PARTS = ("whole", "layers")
+LEAST_LOSS = 1e-9  # nats: a share of less, or of none at all, is told as one of so much
 
 
 def lineup(
@@ -237,7 +238,7 @@ def quote(
     chosen = weights.cpu()[choice]
     gain_nats = losses[:, 0] - losses[buyers, choice]
     gain_points = accuracy[buyers, choice] - accuracy[:, 0]
-    gain_relative = gain_nats / losses[:, 0]
+    gain_relative = gain_nats / losses[:, 0].clamp_min(LEAST_LOSS)
     bought = stack.take(mix_layers(models, chosen.unsqueeze(1)), (slice(None), 0))
     return Quote(choice, chosen, gain_nats, gain_points, gain_relative, losses, bought)
 
@@ -309,7 +310,7 @@ def audit(net: nn.Module, before: Stack, after: Stack, split: Split) -> Audit:
     class_points = (changes @ members) / members.sum(dim=0)
     points = interval(changes.mT, "examples")
     nats = interval((loss_before - loss_after).mT, "examples")
-    had = loss_before.mean(dim=-1).double().numpy()
+    had = loss_before.mean(dim=-1).clamp_min(LEAST_LOSS).double().numpy()
     relative = Interval(nats.mean / had, nats.low / had, nats.high / had)
     return Audit(points, nats, relative, class_points, changes)
 

@@ -23,7 +23,7 @@ from paramarket.errors import ParameterError, ShapeError
 from paramarket.market import broker
 from paramarket.market.broker import Audit, Quote
 from paramarket.market.ledger import Books, Ledger, open_books, pay, record_quotes
-from paramarket.market.terms import Agent, Market, Splits, Terms, check_market, check_splits
+from paramarket.market.terms import Agent, Market, Splits, Terms, check_market, check_splits, plain_number
 from paramarket.price import Deal, to_cents, whole_units
 from paramarket.stack import Stack
 from paramarket.train import evaluate, fit
@@ -366,7 +366,7 @@ def _settle(terms: Terms, buyers: Sequence[Agent], met: Meetings, appraisal: App
     """What the sellers promise, what that is worth, what it costs, the price between the two, and what comes of it."""
     offer = appraisal.offer
     promised, found = _promise(terms, appraisal)
-    bids = np.array([buyer.bid for buyer in buyers])
+    bids = np.array([plain_number(buyer.bid) for buyer in buyers])
     value = to_cents(promised.clip(min=0) * bids, "down")
     cost = to_cents(terms.cost, "up") * _sells(offer).sum(dim=1).clamp_min(1).numpy()  # each seller's own
     paid = whole_units(price.nash_price(value, cost, power=terms.power).price, 1)  # cents; NaN if there is none

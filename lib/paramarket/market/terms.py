@@ -1,10 +1,15 @@
 """Who trades, on what terms, judged by which examples: agents, terms, markets, splits; the market paper's setting."""
 
+import math
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple, no_type_check
+
+import numpy as np
+from torch import Tensor
 
 from paramarket.base import stream, whole_number
 from paramarket.data import Split, holding
@@ -86,10 +91,25 @@ class Terms:
         object.__setattr__(self, "shares", _shares(self.shares))
 
 
+def plain_number(value: Any) -> float:
+    """A number of any make (numpy's, torch's, a fraction, a decimal) as Python's float; NaN for what is none.
+
+    Texts and truth values are none, and neither are several numbers.
+    """
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+        return math.nan
+    try:
+        return float(value)
+    except (OverflowError, ValueError):  # a whole number of 400 digits; a decimal that signals
+        return math.nan
+
+
 def number(name: str, value: Any, low: float, high: float) -> float:
     """The value as a float; ParameterError for text, True and False, and what is not between low and high."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high:
-        return float(value)
+    if low <= plain_number(value) <= high:
+        return plain_number(value)
     raise ParameterError(f"{name} = {value!r}, expected a number between {low:g} and {high:g}.")
 
 
