@@ -18,14 +18,17 @@ from paramarket.align.matching import (
     weight_matching,
     weight_products,
 )
+from paramarket.align.specs import permutation_spec, verify
 from paramarket.align.symmetry import (
     Permutations,
     PermutationSpec,
+    Places,
     compose,
     identity,
     inverse,
-    permutation_spec,
     permute,
+    random_permutations,
+    side_by_side,
     sizes,
 )
 
@@ -33,6 +36,7 @@ __all__ = [
     "Matcher",
     "PermutationSpec",
     "Permutations",
+    "Places",
     "activation_matching",
     "activation_products",
     "compose",
@@ -42,11 +46,14 @@ __all__ = [
     "match_many",
     "permutation_spec",
     "permute",
+    "random_permutations",
     "reorder",
     "reorder_many",
     "reorder_pairs",
+    "side_by_side",
     "sizes",
     "unit_axis",
+    "verify",
     "weight_matching",
     "weight_products",
 ]

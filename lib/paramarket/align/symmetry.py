@@ -1,210 +1,118 @@
 """Permutation symmetry as data: which axes of which parameters can be reordered together, and the reordering itself.
 
 Hidden units have no order: W_l' = P_l W_l P_{l-1}ᵀ, b_l' = P_l b_l computes the same function (Git Re-Basin, Ainsworth
-et al. 2023, section 2).
+et al. 2023, section 2). The heads of an attention have none either, nor the units within a head.
 """
 
-import copy
-import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from paramarket.errors import ShapeError
 from paramarket.stack import Params
 
 Permutations = dict[str, Tensor]  # permutation name -> int64 tensor: place i takes what stood at p[i]
-Labels = tuple[str | None, ...]  # for every axis, the permutation that reorders it, or None
 
-_ELEMENTWISE = "relu relu6 gelu silu elu leakyrelu tanh sigmoid hardswish softplus identity dropout dropout2d"
-_POOLS = "maxpool1d maxpool2d avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d adaptivemaxpool2d"
-_KEEPS_AXES = {*_ELEMENTWISE.split(), *_POOLS.split(), "contiguous", "clone"}
-_JOINS_AXES = {"add", "iadd", "sub", "mul", "imul", "truediv"}
+
+@dataclass(frozen=True)
+class Places:
+    """An axis on which several permutations act: what stands at each of its places.
+
+    labels: the permutations, `sizes` the lengths of their orders · units: one row [places] or more; an entry is a unit,
+    all units being numbered label by label, or -1 for none. The units of a place tell where it goes. Of places with
+    the same units the first goes to the first, the second to the second.
+    """
+
+    labels: tuple[str, ...]
+    sizes: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.units[0])
+
+    def __str__(self) -> str:
+        runs: list[str] = []
+        before = None
+        for units in zip(*self.units, strict=True):
+            names = self.names(units)
+            if before is None or names != self.names(before) or (units[0] < before[0]):
+                runs.append(" × ".join(names) or "·")
+            before = units
+        return " + ".join(runs) if len(runs) <= 4 * len(self.labels) else " & ".join(self.labels) + ", interleaved"
+
+    def names(self, units: tuple[int, ...]) -> list[str]:
+        """The permutations that a place's units belong to."""
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        return [self.labels[bisect_right(ends, unit)] for unit in units if unit >= 0]
+
+    def order(self, p: Permutations) -> Tensor:
+        """Place i of the axis takes what stood at order[i], when the units move by p."""
+        starts = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
+        moves = torch.cat([p[label] + start for label, start in zip(self.labels, starts, strict=True)])
+        units = torch.tensor(self.units)
+        moved = torch.where(units < 0, units, moves[units.clamp(min=0)])
+        before, after = _numbered(units, moved)
+        order = torch.empty(len(self), dtype=torch.int64)
+        stood, goes = before.argsort(stable=True), after.argsort(stable=True)
+        if not torch.equal(before[stood], after[goes]):
+            raise ShapeError(f"the orders of {' and '.join(self.labels)} do not fit together: blocks move as one.")
+        order[goes] = stood
+        return order
+
+
+def _numbered(*tables: Tensor) -> list[Tensor]:
+    """Columns of tables [rows, n], equal ones by the same number."""
+    _, number = torch.cat(tables, dim=1).unique(dim=1, return_inverse=True)
+    return list(number.split([table.shape[1] for table in tables]))
+
+
+def side_by_side(*pieces: tuple[str | None, int]) -> Places:
+    """An axis of pieces behind one another, (permutation, length) each: None stays. Made for specs written by hand.
+
+    >>> from paramarket import align
+    >>> print(align.side_by_side(("queries", 4), ("queries", 4), ("values", 4)))
+    queries + queries + values
+    """
+    labels = tuple(dict.fromkeys(label for label, _ in pieces if label is not None))
+    sizes = {label: length for label, length in pieces}
+    starts, total = {}, 0
+    for label in labels:
+        starts[label], total = total, total + sizes[label]
+    row = [unit for label, n in pieces for unit in (range(starts[label], starts[label] + n) if label else [-1] * n)]
+    return Places(labels, tuple(sizes[label] for label in labels), (tuple(row),))
+
+
+Label = str | Places | None  # what reorders an axis
+Labels = tuple[Label, ...]
 
 
 @dataclass(frozen=True)
 class PermutationSpec:
-    """The symmetry of a net: parameter name -> permutation per axis; None is an axis that stays as it is.
+    """The symmetry of a net: parameter name -> what reorders each axis: a permutation, several (`Places`), or None.
 
     An axis may be a multiple of its permutation's length: then blocks of equal length move (flattened convolutions).
-    groups: permutations that must keep that many equal, neighbouring groups together (GroupNorm).
+    groups: permutations that must keep that many equal, neighbouring groups together (GroupNorm, heads).
+    outer: permutations whose groups go in the order of another one: all that belongs to a head moves with it.
     """
 
     axes: dict[str, Labels]
     groups: Mapping[str, int] = field(default_factory=dict)
+    outer: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}  [{', '.join(label or '·' for label in axes)}]" for name, axes in self.axes.items())
+        axes = [f"{name}  [{', '.join(str(label or '·') for label in labels)}]" for name, labels in self.axes.items()]
+        blocks = [f"{label} in {self.groups[label]} blocks, ordered as {outer}" for label, outer in self.outer.items()]
+        return "\n".join(axes + blocks)
 
 
-def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
-    """Find a net's permutation symmetries by tracing it; inputs and outputs stay as they are.
-
-    example: one batch [n, ...] as the net takes it; only its shape counts. A permutation bears the name of the first
-    layer whose outputs it reorders. Raises ShapeError naming the operation that cannot be traced.
-
-    >>> import torch
-    >>> from paramarket import align, stack
-    >>> print(align.permutation_spec(stack.mlp(4, [3], 2), torch.zeros(1, 4)))
-    1.weight  [1, ·]
-    1.bias  [1]
-    3.weight  [·, 1]
-    3.bias  [·]
-    """
-    try:
-        trace = _Trace(copy.deepcopy(net).to("meta").eval(), _first_names(net))
-    except Exception as error:  # whatever a forward method does that torch.fx cannot follow
-        raise ShapeError(f"cannot trace {type(net).__name__}: {error}") from error
-    try:
-        trace.run(example.to("meta"))
-    except ShapeError:
-        raise
-    except Exception as error:  # each layer has an error of its own for what it cannot read
-        raise ShapeError(f"an example of shape {tuple(example.shape)} does not run through the net: {error}") from error
-    axes: dict[str, Labels] = {}
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-        if tensor.is_floating_point():
-            labels = trace.axes.get(name, (None,) * tensor.ndim)
-            axes[name] = tuple(trace.root(label) for label in labels)
-    as_used = {name: axes[name] for name in trace.axes if name in axes}
-    return PermutationSpec(as_used | axes, trace.group_counts())
-
-
-def _first_names(net: nn.Module) -> dict[str, str]:
-    """{name: the name it goes by}: two layers with the same weights hold one parameter, under its first name."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in net.named_parameters(remove_duplicate=False)}
-
-
-class _Trace(fx.Interpreter):
-    """Runs a net on shapes alone and carries along which permutation may reorder each axis of each tensor."""
-
-    def __init__(self, net: nn.Module, shared: dict[str, str]) -> None:
-        super().__init__(fx.symbolic_trace(net))
-        self.shared = shared
-        self.extra_traceback = False
-        self.parent: dict[str, str | None] = {}  # permutations that turned out to be another one, or fixed
-        self.rank: dict[str, int] = {}
-        self.axes: dict[str, Labels] = {}
-        self.groups: list[tuple[str | None, int]] = []
-        self.labels: dict[fx.Node, Labels] = {}
-
-    def root(self, label: str | None) -> str | None:
-        while label in self.parent:
-            label = self.parent[label]
-        return label
-
-    def tie(self, *labels: str | None) -> None:
-        """These axes are added, or otherwise meet, entry by entry: one permutation for all of them."""
-        roots = {self.root(label) for label in labels}
-        first = None if None in roots else min(roots, key=self.rank.get)
-        self.parent |= {root: first for root in roots if root != first}
-
-    def new_permutation(self, path: str) -> str:
-        self.rank.setdefault(path, len(self.rank))
-        return path
-
-    def label_parameters(self, path: str, **axes: Labels) -> None:
-        """A module's parameters; one that is used twice ties both uses."""
-        module = self.fetch_attr(path)
-        for name, labels in axes.items():
-            if isinstance(getattr(module, name, None), Tensor):
-                key = self.shared.get(f"{path}.{name}", f"{path}.{name}")
-                for pair in zip(labels, self.axes.setdefault(key, labels), strict=True):
-                    self.tie(*pair)
-
-    def group_counts(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for norm_label, groups in self.groups:
-            label = self.root(norm_label)
-            if label is not None and found.setdefault(label, groups) != groups:
-                raise ShapeError(f"GroupNorms of {found[label]} and of {groups} groups meet in the units of {label!r}.")
-        return found
-
-    def run_node(self, node: fx.Node) -> Any:
-        if node.op == "output":
-            self.tie(None, *(label for source in node.all_input_nodes for label in self.labels[source]))
-            return super().run_node(node)
-        out = super().run_node(node)
-        if isinstance(out, Tensor):
-            self.labels[node] = self.output_labels(node, out)
-        return out
-
-    def output_labels(self, node: fx.Node, out: Tensor) -> Labels:
-        if node.op in ("placeholder", "get_attr"):
-            return (None,) * out.ndim
-        module = self.fetch_attr(node.target) if node.op == "call_module" else None
-        target = type(module).__name__ if module else getattr(node.target, "__name__", node.target)
-        kind = target.lower().replace("_", "")
-        inputs = [source for source in node.all_input_nodes if isinstance(self.env[source], Tensor)]
-        labels = self.labels[inputs[0]] if inputs else ()
-        shape = tuple(self.env[inputs[0]].shape) if inputs else ()
-        reshaped = kind in ("flatten", "view", "reshape")
-        if kind in _KEEPS_AXES or (reshaped and tuple(out.shape) == shape):
-            return labels
-        if kind in _JOINS_AXES:
-            return self.broadcast(inputs, out)
-        if reshaped and tuple(out.shape) == (shape[0], math.prod(shape[1:])):
-            self.tie(None, *labels[2:])  # the channels lead, so that each one's pixels move as a block
-            return (labels[0], labels[1])
-        if kind == "mean":
-            return self.mean(node, labels)
-        if module is None or not hasattr(self, f"_{kind}"):
-            raise ShapeError(f"cannot trace the operation {target!r} ({node.name}): write the spec by hand.")
-        return getattr(self, f"_{kind}")(module, node.target, labels)
-
-    def broadcast(self, inputs: list[fx.Node], out: Tensor) -> Labels:
-        """Axes meet from the last one on, an axis of length one meets nothing."""
-        met: list[list[str | None]] = [[] for _ in range(out.ndim)]
-        for source in inputs:
-            shape = self.env[source].shape
-            for back in range(1, len(shape) + 1):
-                if shape[-back] == out.shape[-back]:
-                    met[-back].append(self.labels[source][-back])
-        for labels in met:
-            self.tie(*labels)
-        return tuple(labels[0] for labels in met)
-
-    def mean(self, node: fx.Node, labels: Labels) -> Labels:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", range(len(labels)))
-        gone = {dim % len(labels) for dim in ([dims] if isinstance(dims, int) else dims)}
-        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        return tuple(None if k in gone else label for k, label in enumerate(labels) if keep or k not in gone)
-
-    def _linear(self, module: nn.Linear, path: str, labels: Labels) -> Labels:
-        label = self.new_permutation(path)
-        self.label_parameters(path, weight=(label, labels[-1]), bias=(label,))
-        return (*labels[:-1], label)
-
-    def _conv2d(self, module: nn.Conv1d | nn.Conv2d, path: str, labels: Labels) -> Labels:
-        depthwise = module.groups == module.in_channels == module.out_channels
-        if module.groups > 1 and not depthwise:
-            raise ShapeError(f"cannot trace {path!r}, a convolution in {module.groups} groups: write the spec by hand.")
-        label = labels[1] if depthwise else self.new_permutation(path)
-        rest = (None,) * len(module.kernel_size)
-        self.label_parameters(path, weight=(label, None if depthwise else labels[1], *rest), bias=(label,))
-        return (labels[0], label, *labels[2:])
-
-    def _batchnorm2d(self, module: nn.Module, path: str, labels: Labels) -> Labels:
-        names = ("weight", "bias", "running_mean", "running_var")
-        self.label_parameters(path, **dict.fromkeys(names, (labels[1],)))
-        return labels
-
-    def _groupnorm(self, module: nn.GroupNorm, path: str, labels: Labels) -> Labels:
-        if 1 < module.num_groups < module.num_channels:
-            self.groups.append((labels[1], module.num_groups))
-        self.label_parameters(path, weight=(labels[1],), bias=(labels[1],))
-        return labels
-
-    def _layernorm(self, module: nn.LayerNorm, path: str, labels: Labels) -> Labels:
-        own = labels[-len(module.normalized_shape) :]
-        self.label_parameters(path, weight=own, bias=own)
-        return labels
-
-    _conv1d, _batchnorm1d = _conv2d, _batchnorm2d
+def labels_of(axis: Label) -> tuple[str, ...]:
+    """The permutations that act on an axis."""
+    if axis is None:
+        return ()
+    return axis.labels if isinstance(axis, Places) else (axis,)
 
 
 def sizes(spec: PermutationSpec, params: Params) -> dict[str, int]:
@@ -214,18 +122,28 @@ def sizes(spec: PermutationSpec, params: Params) -> dict[str, int]:
         if name not in params or params[name].ndim != len(axes):
             given = tuple(params[name].shape) if name in params else "nothing"
             raise ShapeError(f"the spec has {name!r} with {len(axes)} axes, the model has {given} there.")
-        for label, size in zip(axes, params[name].shape, strict=True):
-            if label is not None:
-                found[label] = min(found.get(label, size), size)
+        for axis, size in zip(axes, params[name].shape, strict=True):
+            if isinstance(axis, Places):
+                found |= {label: min(found.get(label, n), n) for label, n in zip(axis.labels, axis.sizes, strict=True)}
+            elif axis is not None:
+                found[axis] = min(found.get(axis, size), size)
+    for label, outer in spec.outer.items():
+        found[outer] = spec.groups[label]
     for name, axes in spec.axes.items():
-        for label, size in zip(axes, params[name].shape, strict=True):
-            if label is not None and size % found[label]:
-                raise ShapeError(f"{name!r} has {size} places for the {found[label]} units of {label!r}.")
+        for axis, size in zip(axes, params[name].shape, strict=True):
+            if isinstance(axis, Places):
+                own = tuple(found[label] for label in axis.labels)
+                if size != len(axis) or own != axis.sizes:
+                    raise ShapeError(f"{name!r} has {size} places, the spec {len(axis)} for units of {axis.labels}.")
+            elif axis is not None and size % found[axis]:
+                raise ShapeError(f"{name!r} has {size} places for the {found[axis]} units of {axis!r}.")
     return found
 
 
 def permute(spec: PermutationSpec, p: Permutations, params: Params) -> Params:
     """The same function with its hidden units reordered: place i of an axis takes what stood at p[i].
+
+    Raises ShapeError for orders that do not fit the model, or do not keep blocks together.
 
     >>> import torch
     >>> from paramarket import align, stack
@@ -239,13 +157,21 @@ def permute(spec: PermutationSpec, p: Permutations, params: Params) -> Params:
         if label not in p or len(p[label]) != size:
             given = f"one of {len(p[label])}" if label in p else "none"
             raise ShapeError(f"expected an order of the {size} units of {label!r}, got {given}.")
+    for label, groups in spec.groups.items():
+        blocks = p[label].view(groups, -1) // (len(p[label]) // groups)
+        if not (blocks == blocks[:, :1]).all():
+            raise ShapeError(f"the order of {label!r} tears its {groups} groups apart.")
+        if label in spec.outer and not torch.equal(blocks[:, 0], p[spec.outer[label]].to(blocks)):
+            raise ShapeError(f"the groups of {label!r} are not in the order of {spec.outer[label]!r}.")
     return {name: reorder_axes(tensor, spec.axes.get(name, ()), p) for name, tensor in params.items()}
 
 
-def reorder_axes(tensor: Tensor, labels: Labels, p: Permutations) -> Tensor:
+def reorder_axes(tensor: Tensor, axes: Labels, p: Permutations) -> Tensor:
     """One tensor [...] with every labelled axis reordered; an axis that is a multiple of its order moves in blocks."""
-    for axis, label in enumerate(labels):
-        if label is not None:
+    for axis, label in enumerate(axes):
+        if isinstance(label, Places):
+            tensor = tensor.index_select(axis, label.order(p).to(tensor.device))
+        elif label is not None:
             order = p[label].to(tensor.device)
             blocks = tensor.unflatten(axis, (len(order), -1))
             tensor = blocks.index_select(axis, order).flatten(axis, axis + 1)
@@ -255,6 +181,22 @@ def reorder_axes(tensor: Tensor, labels: Labels, p: Permutations) -> Tensor:
 def identity(spec: PermutationSpec, params: Params) -> Permutations:
     """The permutations that leave everything where it is."""
     return {label: torch.arange(size) for label, size in sizes(spec, params).items()}
+
+
+def random_permutations(spec: PermutationSpec, params: Params, generator: torch.Generator) -> Permutations:
+    """Any element of the symmetry, each as likely as another: within blocks, and of whole blocks."""
+    lengths, found = sizes(spec, params), {}
+
+    def draw(label: str) -> Tensor:
+        if label not in found:
+            rows = torch.arange(lengths[label]).view(spec.groups.get(label, 1), -1)
+            rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows])
+            outer = spec.outer.get(label)
+            order = draw(outer) if outer else torch.randperm(len(rows), generator=generator)
+            found[label] = rows[order].flatten()
+        return found[label]
+
+    return {label: draw(label) for label in lengths}
 
 
 def compose(p: Permutations, q: Permutations) -> Permutations:

@@ -1,0 +1,299 @@
+"""The spec of a net: traced, put into words, and verified by numbers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from paramarket.align.orbits import NOWHERE, Kind, Orbits, Units
+from paramarket.align.symmetry import (
+    Label,
+    Permutations,
+    PermutationSpec,
+    Places,
+    identity,
+    labels_of,
+    permute,
+    random_permutations,
+    reorder_axes,
+)
+from paramarket.align.tracing import REMEDY, Trace
+from paramarket.base import stream
+from paramarket.errors import ShapeError
+from paramarket.stack import Params, layer_of
+
+TOLERANCE = 1e-10  # of the largest answer, in float64
+
+
+def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
+    """Find a net's permutation symmetries by tracing it; inputs and outputs stay as they are.
+
+    example: one batch [n, ...] as the net takes it; only its shape counts, or, of whole numbers, their range too. A
+    permutation bears the name of the first layer whose outputs it reorders. What was found is verified: a model of
+    this net with random weights answers as before when all its units are reordered at random (see `verify`). Raises
+    ShapeError naming the operation that cannot be traced.
+
+    >>> import torch
+    >>> from paramarket import align, stack
+    >>> print(align.permutation_spec(stack.mlp(4, [3], 2), torch.zeros(1, 4)))
+    1.weight  [1, ·]
+    1.bias  [1]
+    3.weight  [·, 1]
+    3.bias  [·]
+    """
+    params, x = _random_model(net), _random_input(example)
+    units = Units()
+    numbers = {name: [units.new(n) + torch.arange(n) for n in tensor.shape] for name, tensor in params.items()}
+    followed = {name: _with_coordinates(tensor, name, numbers[name]) for name, tensor in params.items()}
+    with Trace(units) as trace:
+        x.coordinates = [NOWHERE - 1 - _along(torch.arange(n), k, x.ndim) for k, n in enumerate(x.shape) if n > 1]
+        answers = _answers(net, followed, x, example.shape)
+    for answer in answers:
+        for one in trace.of(answer):
+            units.fix(one)
+    for name in params:
+        if name not in trace.used:
+            for one in numbers[name]:
+                units.fix(one)
+    try:
+        wording = _Wording(Orbits(units), trace.used, numbers)
+    except ShapeError as error:
+        raise ShapeError(f"cannot trace {type(net).__name__}: {error}; {REMEDY}.") from error
+    spec = wording.spec([*trace.used, *params])
+    _verify(net, spec, params, x, answers)
+    return spec
+
+
+def verify(net: nn.Module, spec: PermutationSpec, example: Tensor) -> None:
+    """Raise ShapeError, naming the parameter that moves wrongly, unless the spec is a symmetry of the net.
+
+    Every parameter and floating buffer is drawn at random in float64, so that no zero and no tie hides a mistake; then
+    all units are reordered at random, and the answers to a random input compared: they may differ by 1e-10 of the
+    largest.
+    """
+    params, x = _random_model(net), _random_input(example)
+    _verify(net, spec, params, x, _answers(net, params, x, example.shape))
+
+
+def _verify(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor, answers: list[Tensor]) -> None:
+    generator = stream(0, "verify")
+    if not all(answer.isfinite().all() for answer in answers if answer.is_floating_point()):
+        raise ShapeError(f"{type(net).__name__} with random weights gives no finite answers: nothing can be verified.")
+    p = random_permutations(spec, params, generator)
+    if not p or _difference(net, permute(spec, p, params), x, answers) <= TOLERANCE:
+        return
+    still = identity(spec, params)
+    wrong = [label for label in p if _difference(net, permute(spec, _alone(spec, p, still, label), params), x, answers) > TOLERANCE]
+    moved = permute(spec, p, params)
+    best = {}
+    for name, axes in spec.axes.items():
+        if any(label in wrong for axis in axes for label in labels_of(axis)):
+            best[name] = _difference(net, {**moved, name: params[name]}, x, answers)
+    name = min(best, key=best.get, default="")
+    raise ShapeError(
+        f"the spec is no symmetry of {type(net).__name__}: reordering {' and '.join(map(repr, wrong))} changes its "
+        f"answers; {name!r} moves wrongly; {REMEDY}."
+    )
+
+
+def _alone(spec: PermutationSpec, p: Permutations, still: Permutations, label: str) -> Permutations:
+    """Only the units of one permutation move, and what moves with them."""
+    group = {label, spec.outer.get(label)}
+    return {each: p[each] if each in group or spec.outer.get(each) in group else still[each] for each in p}
+
+
+def _difference(net: nn.Module, params: Params, x: Tensor, answers: list[Tensor]) -> float:
+    """How far the answers are from those given, as a share of the largest."""
+    found = _answers(net, params, x, x.shape)
+    largest = max((answer.abs().max().item() for answer in answers if answer.numel()), default=0.0)
+    apart = [(one.double() - other.double()).abs().max().item() for one, other in zip(found, answers, strict=True)]
+    return max(apart, default=0.0) / max(largest, 1e-300)
+
+
+def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> list[Tensor]:
+    """All tensors that the net gives for x, in eval mode and float64."""
+    counters = {name: buffer.cpu() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+    try:
+        with torch.no_grad(), _evaluating(net):
+            return [leaf for leaf in tree_leaves(functional_call(net, {**params, **counters}, (x,))) if isinstance(leaf, Tensor)]
+    except ShapeError:
+        raise
+    except Exception as error:  # each layer has an error of its own for what it cannot read
+        raise ShapeError(f"an example of shape {tuple(shape)} does not run through the net: {error}") from error
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode, float64 throughout, and attention in small steps."""
+    modes = {module: module.training for module in net.modules()}
+    dtype, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    try:
+        net.eval()
+        torch.set_default_dtype(torch.float64)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _random_model(net: nn.Module) -> Params:
+    """A model of this net, all of its numbers at random: outputs about as large as inputs, vectors positive."""
+    tensors = [*net.named_parameters(), *((n, b) for n, b in net.named_buffers() if b.is_floating_point())]
+    params, generator = {}, stream(0, "random model")
+    for name, tensor in tensors:
+        values = torch.empty(tensor.shape, dtype=torch.float64)
+        if tensor.ndim < 2:
+            params[name] = values.uniform_(0.5, 1.5, generator=generator)
+        else:
+            reach = (6 / max(tensor[0].numel(), 1)) ** 0.5
+            params[name] = values.uniform_(-reach, reach, generator=generator)
+    return params
+
+
+def _random_input(example: Tensor) -> Tensor:
+    example = example.detach().cpu()
+    if not example.is_floating_point():
+        return example.clone()
+    return torch.randn(example.shape, dtype=torch.float64, generator=stream(0, "random input"))
+
+
+def _with_coordinates(tensor: Tensor, name: str, numbers: list[Tensor]) -> Tensor:
+    tensor = tensor.view_as(tensor)
+    tensor.parameter = name
+    tensor.coordinates = [_along(one, k, tensor.ndim) for k, one in enumerate(numbers) if len(one) > 1]
+    return tensor
+
+
+def _along(one: Tensor, axis: int, axes: int) -> Tensor:
+    return one.view([-1 if other == axis else 1 for other in range(axes)])
+
+
+class _Wording:
+    """Names for the kinds of units, an order for each, and what stands on every axis of every parameter."""
+
+    def __init__(self, orbits: Orbits, used: Mapping[str, None], numbers: dict[str, list[Tensor]]) -> None:
+        self.orbits, self.numbers = orbits, numbers
+        self.kinds = orbits.kinds()
+        self.place: dict[int, np.ndarray] = {}  # colour -> its units in order
+        self.names: dict[int, str] = {}
+        axes = {(name, k): self.columns(one) for name in used for k, one in enumerate(numbers[name])}
+        for (name, k), columns in axes.items():
+            for row in columns:
+                for colour in dict.fromkeys(self.colour(row)[row >= 0].tolist()):
+                    self.names.setdefault(colour, self.name(name, k, row, colour))
+        self.axes = axes
+        self.groups: dict[str, int] = {}
+        self.outer: dict[str, str] = {}
+        for colour in [*self.names]:
+            self.add_blocks(colour)
+        for colour in self.names:
+            self.place[colour] = self.in_order(colour)
+        self.rank = np.zeros(len(orbits.colour), dtype=np.int64)
+        for members in self.place.values():
+            self.rank[members] = np.arange(len(members))
+
+    def colour(self, roots: np.ndarray) -> np.ndarray:
+        return np.where(roots < 0, NOWHERE, self.orbits.colour[np.maximum(roots, 0)])
+
+    def columns(self, numbers: Tensor) -> list[np.ndarray]:
+        """For every place of an axis the units that it belongs to: one row, or more for the places of a table."""
+        return self.resolved(self.orbits.units.root(numbers.numpy()))
+
+    def resolved(self, roots: np.ndarray) -> list[np.ndarray]:
+        plain, rows = np.full(len(roots), NOWHERE), []
+        colours = self.colour(roots)
+        for colour in np.unique(colours[colours >= 0]).tolist():
+            kind, own = self.kinds.get(colour), colours == colour
+            if kind is None:
+                continue
+            if not kind.table:
+                plain[own] = roots[own]
+                continue
+            index = np.searchsorted(kind.members, roots[own])
+            for side, (_, units) in enumerate(kind.table):
+                part = np.full(len(roots), NOWHERE)
+                part[own] = units[index]
+                deeper = self.resolved(part)
+                for each in deeper:
+                    rows.append(each)
+        found = [row for row in [plain, *rows] if (row >= 0).any()]
+        merged: list[np.ndarray] = []
+        for row in found:
+            for k, other in enumerate(merged):
+                if not ((row >= 0) & (other >= 0)).any():
+                    merged[k] = np.maximum(row, other)
+                    break
+            else:
+                merged.append(row)
+        return merged
+
+    def name(self, parameter: str, axis: int, row: np.ndarray, colour: int) -> str:
+        """The layer in which a kind of units is met first; with its places, if they are not the whole axis."""
+        base = layer_of(parameter) or parameter
+        own = np.flatnonzero(self.colour(row) == colour)
+        if len(own) < len(row):
+            last = own[min(len(own), len(self.kinds[colour].members)) - 1]
+            base = f"{base}[{own[0]}:{last + 1}]"
+        return self.unique(base)
+
+    def unique(self, base: str) -> str:
+        taken, name, number = set(self.names.values()), base, 2
+        while name in taken:
+            name, number = f"{base} ({number})", number + 1
+        return name
+
+    def add_blocks(self, colour: int) -> None:
+        kind = self.kinds[colour]
+        if kind.outer is None:
+            return
+        above = kind.outer[0]
+        inside = [c for c, k in self.kinds.items() if k.outer and k.outer[0] == above and c in self.names]
+        self.groups[self.names[colour]] = len(self.kinds[above].members)
+        if above not in self.names and (len(inside) > 1 or self.kinds[above].outer):
+            self.names[above] = self.unique(f"{self.names[colour].split('[')[0]} heads")
+            self.add_blocks(above)
+        if above in self.names:
+            self.outer[self.names[colour]] = self.names[above]
+
+    def in_order(self, colour: int) -> np.ndarray:
+        """The units of a kind, block by block."""
+        kind = self.kinds[colour]
+        if kind.outer is None:
+            return kind.members
+        above, blocks = kind.outer
+        place = np.full(len(self.orbits.colour), NOWHERE)
+        place[self.in_order(above)] = np.arange(len(self.kinds[above].members))
+        return kind.members[np.lexsort((kind.members, place[blocks]))]
+
+    def spec(self, names: list[str]) -> PermutationSpec:
+        axes: dict[str, tuple[Label, ...]] = {}
+        for name in dict.fromkeys(names):
+            axes[name] = tuple(self.label(name, k) for k in range(len(self.numbers[name])))
+        return PermutationSpec(axes, self.groups, self.outer)
+
+    def label(self, name: str, axis: int) -> Label:
+        columns = self.axes.get((name, axis), [])
+        if not columns:
+            return None
+        colours = {colour: None for row in columns for colour in self.colour(row)[row >= 0].tolist()}
+        if len(columns) == 1 and len(colours) == 1 and (columns[0] >= 0).all():
+            (colour,) = colours
+            ranks = self.rank[columns[0]]
+            size = len(self.kinds[colour].members)
+            if np.array_equal(ranks, np.repeat(np.arange(size), len(ranks) // size)):
+                return self.names[colour]
+        sizes = [len(self.kinds[colour].members) for colour in colours]
+        start = dict(zip(colours, np.cumsum([0, *sizes]).tolist(), strict=False))
+        rows = []
+        for row in columns:
+            first = np.array([start.get(colour, 0) for colour in self.colour(row).tolist()])
+            rows.append(tuple(np.where(row < 0, NOWHERE, first + self.rank[np.maximum(row, 0)]).tolist()))
+        return Places(tuple(self.names[colour] for colour in colours), tuple(sizes), tuple(rows))
