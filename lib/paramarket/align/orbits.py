@@ -19,16 +19,29 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 def is_function(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether equal entries of a [n] always stand beside equal entries of b [n]."""
-    _, first, inverse = np.unique(a, return_index=True, return_inverse=True)
-    return bool((b[first][inverse.reshape(-1)] == b).all())
+    names, codes = _codes(a)
+    beside = np.empty(len(names), dtype=b.dtype)
+    beside[codes] = b
+    return bool((beside[codes] == b).all())
 
 
 def unique_pairs(a: np.ndarray, b: np.ndarray) -> Pairs:
     """Every pair (a[i], b[i]) once."""
-    names_a, a = np.unique(a, return_inverse=True)
-    names_b, b = np.unique(b, return_inverse=True)
-    both = np.unique(a.reshape(-1) * len(names_b) + b.reshape(-1))
+    names_a, a = _codes(a)
+    names_b, b = _codes(b)
+    both, _ = _codes(a * max(len(names_b), 1) + b)
     return names_a[both // max(len(names_b), 1)], names_b[both % max(len(names_b), 1)]
+
+
+def _codes(a: np.ndarray) -> Pairs:
+    """The different numbers in a [n], sorted, and the place of each entry's among them; by a table, not by sorting."""
+    low, high = a.min(initial=0), a.max(initial=0)
+    if high - low > 8 * len(a) + 2**20:
+        names, codes = np.unique(a, return_inverse=True)
+        return names, codes.reshape(-1)
+    present = np.zeros(high - low + 1, dtype=bool)
+    present[a - low] = True
+    return np.flatnonzero(present) + low, (present.cumsum() - 1)[a - low]
 
 
 def _mixed(numbers: np.ndarray, salt: int) -> np.ndarray:
@@ -91,7 +104,7 @@ class Units:
             self._hold(one[held], other[held])
         both = (a >= 0) & (b >= 0)
         a, b = a[both], b[both]
-        if len(np.unique(a)) == len(a) and len(np.unique(b)) == len(b):
+        if len(_codes(a)[0]) == len(a) == len(_codes(b)[0]):
             self.tie(a, b)
         elif len(a):
             self.relations.append((a, b))

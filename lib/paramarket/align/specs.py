@@ -28,6 +28,7 @@ from paramarket.errors import ShapeError
 from paramarket.stack import Params, layer_of
 
 TOLERANCE = 1e-10  # of the largest answer, in float64
+_POOL = 1_048_573  # random numbers, used again and again: a prime, so that no two rows of a matrix are alike
 
 
 def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
@@ -147,14 +148,14 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 def _random_model(net: nn.Module) -> Params:
     """A model of this net, all of its numbers at random: outputs about as large as inputs, vectors positive."""
     tensors = [*net.named_parameters(), *((n, b) for n, b in net.named_buffers() if b.is_floating_point())]
-    params, generator = {}, stream(0, "random model")
-    for name, tensor in tensors:
-        values = torch.empty(tensor.shape, dtype=torch.float64)
-        if tensor.ndim < 2:
-            params[name] = values.uniform_(0.5, 1.5, generator=generator)
-        else:
-            reach = (6 / max(tensor[0].numel(), 1)) ** 0.5
-            params[name] = values.uniform_(-reach, reach, generator=generator)
+    total = sum(tensor.numel() for _, tensor in tensors)
+    drawn = torch.rand(min(total, _POOL), dtype=torch.float64, generator=stream(0, "random model"))
+    numbers = drawn.repeat(-(-total // max(len(drawn), 1)))[:total].split([tensor.numel() for _, tensor in tensors])
+    params = {}
+    for (name, tensor), values in zip(tensors, numbers, strict=True):
+        reach = (6 / max(tensor[0].numel(), 1)) ** 0.5 if tensor.ndim > 1 else 0.5
+        lowest = -reach if tensor.ndim > 1 else 0.5
+        params[name] = values.mul_(2 * reach).add_(lowest).view(tensor.shape)
     return params
 
 

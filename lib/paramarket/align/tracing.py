@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
@@ -37,6 +38,7 @@ _POOLS = re.compile(r"(max_pool|avg_pool|upsample|reflection_pad|replication_pad
 _POINTWISE = "hardswish hardswish_ hardtanh hardtanh_ elu celu masked_fill masked_fill_ where"
 _BRANCHES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
 _APART = 2**40  # between places that were always ones, and units that have become one
+_ELSEWHERE = NOWHERE - 2 * _APART  # a place of its own
 
 
 class Trace(TorchDispatchMode):
@@ -98,6 +100,12 @@ class Trace(TorchDispatchMode):
             for one in before:
                 self.units.mark(one)
         return after
+
+    def on_new_zeros(self, *args: Any, **kwargs: Any) -> list[None]:
+        """A new constant, of the shape of something else."""
+        return []
+
+    on_new_ones = on_new_full = on_new_empty = on_zeros_like = on_ones_like = on_full_like = on_empty_like = on_new_zeros
 
     def rule(self, func: Any, kind: str) -> Callable | None:
         """What gives the coordinates of every output: rule(out, *args, **kwargs)."""
@@ -261,7 +269,7 @@ class Trace(TorchDispatchMode):
         for one in self.of(x):
             own = [axis for axis in padded if axis in _axes(one)]
             sides = [pad[k] if x.ndim - 1 - k // 2 in own else 0 for k in range(len(pad))]
-            found.append(torch.nn.functional.pad(one, sides, value=NOWHERE) if own else one)
+            found.append(F.pad(one, sides, value=_ELSEWHERE if _stays(one) else NOWHERE) if own else one)
         bare = [axis for axis in padded if not any(axis in _axes(one) for one in found)]
         return [self.spread(found, out.shape, bare)]
 
@@ -284,7 +292,8 @@ class Trace(TorchDispatchMode):
 
     def joined(self, ones: dict[int, Tensor], lengths: list[int], axis: int, axes: int) -> Tensor:
         """The coordinates of some pieces behind one another; the other pieces have none."""
-        nothing = torch.full([1] * axes, NOWHERE)
+        stays = all(_stays(one) for one in ones.values())
+        nothing = torch.full([1] * axes, _ELSEWHERE if stays else NOWHERE)
         parts = [ones.get(k, nothing) for k in range(len(lengths))]
         shape = torch.tensor([part.shape for part in parts]).amax(dim=0).tolist()
         wide = [part.expand([*shape[:axis], length, *shape[axis + 1 :]]) for part, length in zip(parts, lengths, strict=True)]
@@ -320,6 +329,11 @@ class Trace(TorchDispatchMode):
 
     def on_copy_(self, out: Tensor, target: Tensor, source: Tensor, *args: Any) -> list[Coordinates]:
         return [self.of(source)]
+
+    def on_as_strided_(self, out: Tensor, x: Tensor, shape: Sequence[int], *args: Any) -> list[Coordinates]:
+        if list(shape) != list(x.shape):
+            self.refuse("as_strided_")
+        return [self.of(x)]
 
     def on_fill_(self, *args: Any) -> list[Coordinates]:
         return [[]]
