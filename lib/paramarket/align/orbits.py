@@ -59,6 +59,7 @@ class Units:
         self.parent = np.zeros(0, dtype=np.int64)  # the lowest unit that each is tied to
         self.tag = np.zeros(0, dtype=np.uint64)  # what tells it from others, hashed and summed
         self.fixed = np.zeros(0, dtype=bool)
+        self.met = np.zeros(0, dtype=bool)  # whether anything was done with it
         self.relations: list[Pairs] = []
         self.events = 0
 
@@ -68,6 +69,7 @@ class Units:
         self.parent = np.concatenate([self.parent, np.arange(start, start + count)])
         self.tag = np.concatenate([self.tag, np.zeros(count, dtype=np.uint64)])
         self.fixed = np.concatenate([self.fixed, np.zeros(count, dtype=bool)])
+        self.met = np.concatenate([self.met, np.zeros(count, dtype=bool)])
         self._tell_apart(np.arange(start, start + count), np.zeros(count, dtype=np.int64))
         return start
 
@@ -86,6 +88,7 @@ class Units:
         """These units are told from all others."""
         numbers = np.unique(numbers.reshape(-1).numpy())
         numbers = numbers[numbers >= 0]
+        self.met[numbers] = True
         self._tell_apart(numbers, np.zeros(len(numbers), dtype=np.int64))
 
     def _tell_apart(self, numbers: np.ndarray, by: np.ndarray) -> None:
@@ -95,7 +98,9 @@ class Units:
     def relate(self, a: np.ndarray, b: np.ndarray) -> None:
         """From now on a[i] and b[i] [n] stay together."""
         known = (a != NOWHERE) & (b != NOWHERE)
-        a, b = self.root(a[known]), self.root(b[known])
+        a, b = a[known], b[known]
+        self.met[a[a >= 0]] = self.met[b[b >= 0]] = True
+        a, b = self.root(a), self.root(b)
         if np.array_equal(a, b):
             return
         a, b = unique_pairs(a, b)
@@ -104,9 +109,7 @@ class Units:
             self._hold(one[held], other[held])
         both = (a >= 0) & (b >= 0)
         a, b = a[both], b[both]
-        if len(_codes(a)[0]) == len(a) == len(_codes(b)[0]):
-            self.tie(a, b)
-        elif len(a):
+        if len(a) and not self.tie(a, b):
             self.relations.append((a, b))
 
     def _hold(self, units: np.ndarray, places: np.ndarray) -> None:
@@ -118,19 +121,15 @@ class Units:
         else:
             self._tell_apart(units, places)
 
-    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """a[i] and b[i] are one unit; neither a [n] nor b [n] names one twice.
-
-        Should two units of a become one by this, only rest is certain: an order would have to commute with a shift.
-        """
-        count = len(np.unique(self.parent[a]))
-        while not np.array_equal(self.parent[a], self.parent[b]):
-            one, other = self.parent[a], self.parent[b]
-            lowest = np.arange(len(self.parent))
-            np.minimum.at(lowest, np.maximum(one, other), np.minimum(one, other))
-            self.parent = lowest[self.parent]
-        if len(np.unique(self.parent[a])) < count:
-            self.fixed[a] = True
+    def tie(self, a: np.ndarray, b: np.ndarray) -> bool:
+        """Make a[i] and b[i] one unit, if that makes no two units of a [n], or of b, one. Whether it was done."""
+        a, b = self.parent[a], self.parent[b]
+        if not len(_codes(a)[0]) == len(a) == len(b) == len(_codes(b)[0]) or np.intersect1d(a, b).size:
+            return False
+        lowest = np.arange(len(self.parent))
+        lowest[np.maximum(a, b)] = np.minimum(a, b)
+        self.parent = lowest[self.parent]
+        return True
 
 
 @dataclass
@@ -152,6 +151,7 @@ class Orbits:
 
     def __init__(self, units: Units) -> None:
         self.units = units
+        units.fixed |= ~units.met
         self.own = units.tag.copy()
         self.linked: set = set()  # tables whose rows and columns are known to lie in common blocks
         while not self.settle():
@@ -163,7 +163,10 @@ class Orbits:
         self.refine()
         links = self.links()
         for one, other in links["ties"]:
-            units.tie(one, other)
+            if self.colour[one[0]] == self.colour[other[0]]:
+                units.fixed[one] = True  # an order would have to commute with a shift: only rest is certain
+            else:
+                units.tie(one, other)
         if links["ties"]:
             return False
         units.relations = links["blocks"] + links["others"]
@@ -259,7 +262,8 @@ class Orbits:
         (members, p), (_, q) = one, other
         finer, coarser = is_function(p, q), is_function(q, p)
         if finer and coarser:
-            self.units.tie(*unique_pairs(p, q))
+            if not self.units.tie(*unique_pairs(p, q)):
+                return one, other, [one, unique_pairs(p, q)]
             return one, other, [one]
         if finer:
             return one, other, [one, unique_pairs(p, q)]
@@ -288,7 +292,8 @@ class Orbits:
         """A new unit for every connected piece, as the block of all that are in it."""
         if not number.max():
             return []
-        names = self.units.new(number.max() + 1) + number
+        names = self.units.new(int(number.max()) + 1) + number
+        self.units.met[names] = True
         return [unique_pairs(a, names), unique_pairs(b, names)]
 
     def kinds(self) -> dict[int, Kind]:

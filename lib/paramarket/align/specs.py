@@ -22,7 +22,7 @@ from paramarket.align.symmetry import (
     random_permutations,
     reorder_axes,
 )
-from paramarket.align.tracing import REMEDY, Trace
+from paramarket.align.tracing import REMEDY, Float64, Trace
 from paramarket.base import stream
 from paramarket.errors import ShapeError
 from paramarket.stack import Params, layer_of
@@ -52,6 +52,7 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
     numbers = {name: [units.new(n) + torch.arange(n) for n in tensor.shape] for name, tensor in params.items()}
     followed = {name: _with_coordinates(tensor, name, numbers[name]) for name, tensor in params.items()}
     with Trace(units) as trace:
+        x.source = object()
         x.coordinates = [NOWHERE - 1 - _along(torch.arange(n), k, x.ndim) for k, n in enumerate(x.shape) if n > 1]
         answers = _answers(net, followed, x, example.shape)
     for answer in answers:
@@ -120,7 +121,7 @@ def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> li
     """All tensors that the net gives for x, in eval mode and float64."""
     counters = {name: buffer.cpu() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
     try:
-        with torch.no_grad(), _evaluating(net):
+        with torch.no_grad(), _evaluating(net), Float64():
             return [leaf for leaf in tree_leaves(functional_call(net, {**params, **counters}, (x,))) if isinstance(leaf, Tensor)]
     except ShapeError:
         raise
@@ -168,7 +169,7 @@ def _random_input(example: Tensor) -> Tensor:
 
 def _with_coordinates(tensor: Tensor, name: str, numbers: list[Tensor]) -> Tensor:
     tensor = tensor.view_as(tensor)
-    tensor.parameter = name
+    tensor.parameter, tensor.source = name, name
     tensor.coordinates = [_along(one, k, tensor.ndim) for k, one in enumerate(numbers) if len(one) > 1]
     return tensor
 

@@ -65,7 +65,7 @@ class Trace(TorchDispatchMode):
         self.calls.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = in_float64(kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = func._schema.name.removeprefix("aten::")
         if not any(_is_followed(tensor) for tensor in given):
@@ -74,15 +74,19 @@ class Trace(TorchDispatchMode):
         rule = self.rule(func, kind)
         if rule is None or "out" in kwargs:
             self.refuse(kind)
+        followed = _is_followed(given[0])
         before = self.of(given[0]) if func._schema.is_mutable else []
         out = func(*args, **kwargs)
         said = rule(out, *args, **kwargs)
+        moved = kind in _RESHAPES or kind in _MOVES.split()
         if func._schema.is_mutable:
-            given[0].coordinates = self.written(kind, given[0], before, said[0])
+            given[0].source = object()
+            given[0].coordinates = self.written(kind, given[0], followed, before, said[0])
         else:
             for result, coordinates in zip(tree_leaves(out), said, strict=False):
                 if isinstance(result, Tensor):
                     result.coordinates = coordinates
+                    result.source = given[0].source if moved and _is_followed(given[0]) else object()
         return out
 
     def refuse(self, kind: str) -> None:
@@ -91,11 +95,12 @@ class Trace(TorchDispatchMode):
         why = ": the net branches on data" if kind in _BRANCHES else ""
         raise ShapeError(f"cannot trace the operation {name}{why}; {REMEDY}.")
 
-    def written(self, kind: str, target: Tensor, before: Coordinates, after: Coordinates) -> Coordinates:
-        """What an operation in place leaves. The same memory under other names keeps what was known of it before."""
+    def written(
+        self, kind: str, target: Tensor, followed: bool, before: Coordinates, after: Coordinates
+    ) -> Coordinates:
+        """What an operation in place leaves. A part of a constant, once written to, is known under no other name."""
         if target.untyped_storage().nbytes() > target.numel() * target.element_size():
-            covered = {axis for one in before for axis in _axes(_padded(one, target.ndim))}
-            if not {axis for one in after for axis in _axes(_padded(one, target.ndim))} <= covered:
+            if not followed:
                 self.refuse(kind)
             for one in before:
                 self.units.mark(one)
@@ -180,7 +185,7 @@ class Trace(TorchDispatchMode):
         """Whether an entry is known by `small` as well: places that stay, and `small`, say which unit of `large`."""
         missing = set(_axes(large)) - set(_axes(small))
         fixed = {_axes(one)[0] for one in others if len(_axes(one)) == 1 and _stays(one)}
-        return missing <= fixed and small.unique().numel() == small.numel()
+        return missing <= fixed and _is_injective(small)
 
     def reduce(self, coordinates: Coordinates, axes: Sequence[int]) -> Coordinates:
         """One entry in place of all along some axes, which stay with length 1: a block of units in place of a unit."""
@@ -264,12 +269,14 @@ class Trace(TorchDispatchMode):
         return [[_padded(one, out.ndim) for one in self.of(x)]]
 
     def on_constant_pad_nd(self, out: Tensor, x: Tensor, pad: Sequence[int], *args: Any) -> list[Coordinates]:
+        """What is added has places of its own, that stay."""
         padded = [x.ndim - 1 - k for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]]
         found: Coordinates = []
         for one in self.of(x):
             own = [axis for axis in padded if axis in _axes(one)]
             sides = [pad[k] if x.ndim - 1 - k // 2 in own else 0 for k in range(len(pad))]
-            found.append(F.pad(one, sides, value=_ELSEWHERE if _stays(one) else NOWHERE) if own else one)
+            wide = F.pad(one, sides, value=_ELSEWHERE)
+            found.append(torch.where(wide == _ELSEWHERE, _ELSEWHERE - torch.arange(wide.numel()).view(wide.shape), wide))
         bare = [axis for axis in padded if not any(axis in _axes(one) for one in found)]
         return [self.spread(found, out.shape, bare)]
 
@@ -285,7 +292,9 @@ class Trace(TorchDispatchMode):
                     key = (*key, "one more")
                 columns[key][k] = one
         found = [self.joined(ones, [piece.shape[axis] for piece in pieces], axis, out.ndim) for ones in columns.values()]
-        if len(pieces) > 1:
+        same = len({piece.source for piece in pieces if _is_followed(piece)}) == 1 and all(map(_is_followed, pieces))
+        told = same and any(axis in _axes(one) and bool((one >= 0).all()) and _is_injective(one) for one in found)
+        if len(pieces) > 1 and not told:  # pieces may be different functions of their units
             place = [torch.full([piece.shape[axis]], NOWHERE - 1 - k) for k, piece in enumerate(pieces)]
             found.insert(0, torch.cat(place).view([-1 if other == axis else 1 for other in range(out.ndim)]))
         return [self.closed(found)]
@@ -304,6 +313,7 @@ class Trace(TorchDispatchMode):
         wide = []
         for piece in pieces:
             each = piece.unsqueeze(axis)
+            each.source = object()
             each.coordinates = [_padded(one, piece.ndim).unsqueeze(axis) for one in self.of(piece)]
             wide.append(each)
         return self.on_cat(out, wide, axis)
@@ -326,6 +336,10 @@ class Trace(TorchDispatchMode):
     def pointwise(self, out: Any, *args: Any, **kwargs: Any) -> list[Coordinates]:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         return [self.meet(*(self.of(tensor) for tensor in given))]
+
+    def on_glu(self, out: Tensor, x: Tensor, axis: int = -1) -> list[Coordinates]:
+        halves = [one.expand(x.shape).chunk(2, axis) for one in self.of(x)]
+        return [self.meet(*(self.closed([_compact(pair[k]) for pair in halves]) for k in (0, 1)))]
 
     def on_copy_(self, out: Tensor, target: Tensor, source: Tensor, *args: Any) -> list[Coordinates]:
         return [self.of(source)]
@@ -466,6 +480,24 @@ class Trace(TorchDispatchMode):
         return [self.spread(kept, results[0].shape, spatial)] * len(results)
 
 
+class Float64(TorchDispatchMode):
+    """What a net computes in less than float64, it computes in float64."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return func(*args, **in_float64(kwargs))
+
+
+def in_float64(kwargs: dict | None) -> dict:
+    """The settings of an operation, with float64 for any smaller type."""
+    kwargs = kwargs or {}
+    small = kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16)
+    return {**kwargs, "dtype": torch.float64} if small else kwargs
+
+
 class _Calls(TorchFunctionMode):
     """Knows the name of the function that is at work, as the net calls it."""
 
@@ -502,6 +534,10 @@ def _padded(one: Tensor, axes: int) -> Tensor:
 
 def _squeezed(one: Tensor, axes: Sequence[int]) -> Tensor:
     return one.reshape([length for axis, length in enumerate(one.shape) if axis not in axes])
+
+
+def _is_injective(one: Tensor) -> bool:
+    return one.unique().numel() == one.numel()
 
 
 def _stays(one: Tensor) -> bool:
