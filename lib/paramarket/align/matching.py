@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from paramarket import stack
 from paramarket.align.symmetry import (
+    Label,
     Permutations,
     PermutationSpec,
+    Places,
     compose,
     identity,
     inverse,
+    labels_of,
     permute,
     reorder_axes,
     sizes,
@@ -46,8 +49,9 @@ def weight_matching(
     """The order of the source's units that brings its weights nearest to the target's (Git Re-Basin, section 3.2).
 
     Maximises sum_l <W_l^A, P_l W_l^B P_{l-1}ᵀ>, biases included, by coordinate descent: with all others held, one
-    permutation is a linear assignment problem. The start chains forward: each layer is matched on what it reads from
-    layers matched before it. Then layers are visited in a random order (seed) until none can improve.
+    permutation is a linear assignment problem; so are the heads of an attention, each pair of them at the cost of its
+    units' best order. The start chains forward: each layer is matched on what it reads from layers matched before it.
+    Then layers are visited in a random order (seed) until none can improve.
 
     >>> import torch
     >>> from paramarket import align, stack
@@ -60,22 +64,23 @@ def weight_matching(
     _comparable(target, source)
     p = identity(spec, source)
     memory: dict = {}
-    known: set[str | None] = {None}
-    for label in p:
-        known.add(label)
-        products = weight_products(spec, label, target, source, p, known=known, memory=memory)
-        p[label] = _best_order(products, spec.groups.get(label, 1))
-    neighbours = _neighbours(spec)
-    labels = list(p)
-    waiting = set(labels)  # a layer whose neighbours have not moved since it was visited has nothing to gain
+    families = _families(spec, p)
+    known: set[str] = set()
+    for family in families:
+        known.update(family)
+        products = {
+            label: weight_products(spec, label, target, source, p, known=known, memory=memory) for label in family
+        }
+        p |= _best_orders(spec, family, products)
+    neighbours = _neighbours(spec, families)
+    waiting = set(range(len(families)))  # a layer whose neighbours have not moved since it was visited gains nothing
     for sweep in range(sweeps):
-        visits = torch.randperm(len(labels), generator=stream(seed, "weight matching", sweep)).tolist()
-        for label in (labels[k] for k in visits):
-            if label not in waiting:
+        for k in torch.randperm(len(families), generator=stream(seed, "weight matching", sweep)).tolist():
+            if k not in waiting:
                 continue
-            waiting.discard(label)
-            if _improve(spec, label, target, source, p, memory):
-                waiting |= neighbours[label]
+            waiting.discard(k)
+            if _improve(spec, families[k], target, source, p, memory):
+                waiting |= neighbours[k]
         if not waiting:
             break
     return p
@@ -88,37 +93,115 @@ def weight_products(
     source: Params,
     p: Permutations,
     *,
-    known: set[str | None] | None = None,
+    known: set[str] | None = None,
     memory: dict | None = None,
 ) -> Float[Tensor, "units units"]:
     """How alike unit i of the target and unit j of the source are: the inner product of all their weights.
 
     M_l = W_l^A P_{l-1} W_l^Bᵀ + W_{l+1}^Aᵀ P_{l+1} W_{l+1}^B + b_l^A b_l^Bᵀ, the neighbours ordered as in `p`.
-    known: only parameters whose every axis has one of these permutations. memory: products to use again as long as
-    the neighbours keep their order; give the same dict at every call. The result stays where the models are.
+    known: only parameters whose every other axis has one of these permutations. memory: products to use again as long
+    as the neighbours keep their order; give the same dict at every call. The result stays where the models are.
     """
     memory = {} if memory is None else memory
-    units = len(p[label])
-    total = stack.place(torch.zeros(units, units), target)
+    total = stack.place(torch.zeros(len(p[label]), len(p[label])), target)
     for name, axes in spec.axes.items():
-        if name.endswith(_STATISTICS) or (known is not None and not known.issuperset(axes)):
+        if name.endswith(_STATISTICS):
             continue
-        for axis in (k for k, own in enumerate(axes) if own == label):
-            others = tuple(None if k == axis else own for k, own in enumerate(axes))
-            orders = [p[own] for own in others if own is not None]
-            before, product = memory.get((name, axis), ([], None))
+        for axis in (k for k, own in enumerate(axes) if label in labels_of(own)):
+            others = _others(axes, axis, label)
+            if known is not None and not known.issuperset(others):
+                continue
+            orders = [p[other] for other in others]
+            before, product = memory.get((name, axis, label), ([], None))
             if product is None or any(one is not other for one, other in zip(before, orders, strict=True)):
-                of_target = _rows(target[name], axis, units)
-                of_source = _rows(reorder_axes(source[name], others, p), axis, units)
-                product = of_target @ of_source.mT
-                memory[name, axis] = orders, product
+                product = _product(target[name], source[name], axes, axis, label, p)
+                memory[name, axis, label] = orders, product
             total += product
     return total
+
+
+def _others(axes: tuple[Label, ...], axis: int, label: str) -> list[str]:
+    """The permutations on which a parameter's product for one label on one axis depends."""
+    found = [other for k, own in enumerate(axes) if k != axis for other in labels_of(own)]
+    return found + [other for other in labels_of(axes[axis]) if _is_table(axes[axis])]
+
+
+def _is_table(axis: Label) -> bool:
+    return isinstance(axis, Places) and len(axis.units) > 1
+
+
+def _product(
+    target: Tensor, source: Tensor, axes: tuple[Label, ...], axis: int, label: str, p: Permutations
+) -> Float[Tensor, "units units"]:
+    """What one axis of one parameter says of how alike units are."""
+    own, units = axes[axis], len(p[label])
+    if not isinstance(own, Places):
+        others = tuple(None if k == axis else other for k, other in enumerate(axes))
+        return _rows(target, axis, units) @ _rows(reorder_axes(source, others, p), axis, units).mT
+    held = axes if _is_table(own) else tuple(None if k == axis else other for k, other in enumerate(axes))
+    places = own.places_of(label).to(target.device)
+    of_target, of_source = (
+        _rows(tensor.index_select(axis, places), axis, units) for tensor in (target, reorder_axes(source, held, p))
+    )
+    product = of_target @ of_source.mT
+    return product[:, p[label].argsort().to(target.device)] if _is_table(own) else product
 
 
 def _rows(tensor: Tensor, axis: int, units: int) -> Tensor:
     """[units, all that belongs to one]; views wherever there can be one."""
     return tensor.unflatten(axis, (units, -1)).movedim(axis, 0).reshape(units, -1)
+
+
+def _families(spec: PermutationSpec, p: Permutations) -> list[list[str]]:
+    """Permutations that move as one, as those of an attention: the outermost first; families in the spec's order."""
+    by_root: dict[str, list[str]] = {}
+    for label in p:
+        root = label
+        while root in spec.outer:
+            root = spec.outer[root]
+        by_root.setdefault(root, []).append(label)
+    return [[root, *(label for label in labels if label != root)] for root, labels in by_root.items()]
+
+
+def _best_orders(
+    spec: PermutationSpec, family: list[str], products: dict[str, Float[Tensor, "units units"]]
+) -> Permutations:
+    """The orders of a family with the largest sum of products[label][i, order[i]]: exact, from the inside outwards."""
+    root = family[0]
+    gains = {label: product.detach().cpu() for label, product in products.items()}
+    within: dict[str, Tensor] = {}
+    for label in reversed(_outermost_first(spec, family)):  # each adds what its best orders are worth to its outer one
+        if label in spec.outer:
+            blocks = _blocks(gains[label], spec.groups[label])
+            within[label] = _inner_orders(blocks)
+            worth = blocks.gather(3, within[label].unsqueeze(-1)).sum(dim=(2, 3))
+            gains[spec.outer[label]] = gains[spec.outer[label]] + worth
+    found = {root: _best_order(gains[root], spec.groups.get(root, 1))}
+    for label in _outermost_first(spec, family)[1:]:
+        outer = found[spec.outer[label]]
+        inner = within[label][torch.arange(len(outer)), outer]
+        found[label] = (outer.unsqueeze(1) * inner.shape[1] + inner).flatten()
+    return found
+
+
+def _outermost_first(spec: PermutationSpec, family: list[str]) -> list[str]:
+    ordered = family[:1]
+    while len(ordered) < len(family):
+        ordered += [label for label in family if label not in ordered and spec.outer[label] in ordered]
+    return ordered
+
+
+def _blocks(products: Float[Tensor, "units units"], groups: int) -> Float[Tensor, "groups groups size size"]:
+    """The products of every pair of blocks."""
+    return products.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).transpose(1, 2)
+
+
+def _inner_orders(blocks: Float[Tensor, "groups groups size size"]) -> Tensor:
+    """The best order of the units in every pair of blocks [groups, groups, size]."""
+    pairs = blocks.flatten(0, 1)
+    cost = pairs.amax(dim=2, keepdim=True) - pairs
+    cost = cost - cost.amin(dim=1, keepdim=True)
+    return torch.stack([_cheapest_order(each) for each in cost]).unflatten(0, blocks.shape[:2])
 
 
 def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
@@ -127,12 +210,10 @@ def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
     if groups == 1:
         cost = products.amax(dim=1, keepdim=True) - products  # the same problem, as a smallest sum with zeros in it:
         return _cheapest_order(cost - cost.amin(dim=0, keepdim=True))  # half of the work is done, then
-    blocks = products.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).transpose(1, 2)  # [g, h, units, units]
-    size = blocks.shape[-1]
-    inner = torch.stack([_best_order(block, 1) for block in blocks.flatten(0, 1)]).view(groups, groups, size)
-    value = blocks.gather(3, inner.unsqueeze(-1)).sum(dim=(2, 3))
-    outer = _best_order(value, 1)
-    return (outer.unsqueeze(1) * size + inner[torch.arange(groups), outer]).flatten()
+    blocks = _blocks(products, groups)
+    inner = _inner_orders(blocks)
+    outer = _best_order(blocks.gather(3, inner.unsqueeze(-1)).sum(dim=(2, 3)), 1)
+    return (outer.unsqueeze(1) * blocks.shape[-1] + inner[torch.arange(groups), outer]).flatten()
 
 
 def _cheapest_order(cost: Float[Tensor, "units units"]) -> Tensor:
@@ -146,31 +227,50 @@ def _cheapest_order(cost: Float[Tensor, "units units"]) -> Tensor:
     return torch.from_numpy(order)
 
 
-def _neighbours(spec: PermutationSpec) -> dict[str, set[str]]:
-    """Which permutations share a parameter; one that sits on two axes of the same parameter is its own neighbour."""
-    found: dict[str, set[str]] = {}
+def _neighbours(spec: PermutationSpec, families: list[list[str]]) -> list[set[int]]:
+    """For every family those that share a parameter with it, itself if it sits there twice."""
+    number = {label: k for k, family in enumerate(families) for label in family}
+    found: list[set[int]] = [set() for _ in families]
     for axes in spec.axes.values():
-        labels = set(axes) - {None}
-        for label in labels:
-            others = labels if axes.count(label) > 1 else labels - {label}
-            found[label] = found.get(label, set()) | others
+        for axis, own in enumerate(axes):
+            for label in labels_of(own):
+                found[number[label]] |= {number[other] for other in _others(axes, axis, label) if other != label}
+                if _acts_twice(axes, {label}):
+                    found[number[label]].add(number[label])
     return found
 
 
-def _improve(spec: PermutationSpec, label: str, target: Params, source: Params, p: Permutations, memory: dict) -> bool:
-    """Solve one assignment; keep it, in `p`, only if the objective really rises."""
-    products = weight_products(spec, label, target, source, p, memory=memory)
-    new = _best_order(products, spec.groups.get(label, 1))
-    if any(axes.count(label) > 1 for axes in spec.axes.values()):  # then the objective is not linear in it
-        after = inner_product(target, permute(spec, {**p, label: new}, source))
-        before = inner_product(target, permute(spec, p, source))
-    else:
-        after, before = _sum_along(products, new), _sum_along(products, p[label])
-    rounding = torch.finfo(products.dtype).eps * len(products) * products.abs().max().item()
-    better = after > before + rounding
+def _acts_twice(axes: tuple[Label, ...], family: set[str]) -> bool:
+    """Whether one axis of a parameter is ordered by the family while another is, too: not linear in its orders."""
+    hits = [sum(label in family for label in labels_of(own)) for own in axes]
+    across = any(hit > 1 and _is_table(own) for hit, own in zip(hits, axes, strict=True))
+    return across or sum(hit > 0 for hit in hits) > 1
+
+
+def _improve(
+    spec: PermutationSpec, family: list[str], target: Params, source: Params, p: Permutations, memory: dict
+) -> bool:
+    """Solve the assignments of one family; keep them, in `p`, only if the objective really rises."""
+    products = {label: weight_products(spec, label, target, source, p, memory=memory) for label in family}
+    new = _best_orders(spec, family, products)
+    twice = [name for name, axes in spec.axes.items() if _acts_twice(axes, set(family))]
+    after = sum(_sum_along(products[label], new[label]) for label in family)
+    before = sum(_sum_along(products[label], p[label]) for label in family)
+    if twice:
+        own = [name for name, axes in spec.axes.items() if set(family) & {a for axis in axes for a in labels_of(axis)}]
+        after, before = (_agreement(spec, target, source, order, own) for order in ({**p, **new}, p))
+    largest = max(product.abs().max().item() for product in products.values())
+    count = max(len(product) for product in products.values())
+    better = after > before + torch.finfo(products[family[0]].dtype).eps * count * largest
     if better:
-        p[label] = new
+        p |= {label: order for label, order in new.items() if not torch.equal(order, p[label])}
     return better
+
+
+def _agreement(spec: PermutationSpec, target: Params, source: Params, p: Permutations, names: list[str]) -> float:
+    """The inner product of some parameters, the source's in the order p."""
+    moved = {name: reorder_axes(source[name], spec.axes[name], p) for name in names}
+    return inner_product({name: target[name] for name in names}, moved)
 
 
 def _sum_along(products: Float[Tensor, "units units"], order: Tensor) -> float:
@@ -193,8 +293,11 @@ def activation_matching(
     """
     _comparable(target, source)
     p = identity(spec, source)
-    for label, products in activation_products(spec, target, source, net=net, x=x).items():
-        p[label] = _best_order(products, spec.groups.get(label, 1))
+    products = activation_products(spec, target, source, net=net, x=x)
+    for family in _families(spec, p):
+        if any(label in products for label in family):
+            nothing = {label: torch.zeros(len(p[label]), len(p[label])) for label in family}
+            p |= _best_orders(spec, family, {label: products.get(label, nothing[label]) for label in family})
     return p
 
 
@@ -207,7 +310,7 @@ def activation_products(
     """
     readers: dict[str, str] = {}
     for name, axes in spec.axes.items():
-        reads_units = name.endswith(".weight") and len(axes) > 1 and axes[1] is not None
+        reads_units = name.endswith(".weight") and len(axes) > 1 and isinstance(axes[1], str)
         if reads_units and isinstance(net.get_submodule(stack.layer_of(name)), _LAYERS):
             readers[stack.layer_of(name)] = axes[1]
     of_target, of_source = _inputs(net, target, x, readers), _inputs(net, source, x, readers)

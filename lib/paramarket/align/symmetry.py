@@ -35,13 +35,24 @@ class Places:
 
     def __str__(self) -> str:
         runs: list[str] = []
-        before = None
+        first = before = None
         for units in zip(*self.units, strict=True):
             names = self.names(units)
-            if before is None or names != self.names(before) or (units[0] < before[0]):
+            if before is None or names != self.names(before) or units == first:
                 runs.append(" × ".join(names) or "·")
+                first = units
             before = units
         return " + ".join(runs) if len(runs) <= 4 * len(self.labels) else " & ".join(self.labels) + ", interleaved"
+
+    def places_of(self, label: str) -> Tensor:
+        """Where the units of one permutation stand: all places of the first unit, then all of the second, …"""
+        number = self.labels.index(label)
+        start = sum(self.sizes[:number])
+        units = torch.tensor(self.units)
+        own = (units >= start) & (units < start + self.sizes[number])
+        unit = torch.where(own, units, -1).amax(dim=0)
+        places = unit.argsort(stable=True)
+        return places[unit[places] >= 0]
 
     def names(self, units: tuple[int, ...]) -> list[str]:
         """The permutations that a place's units belong to."""
