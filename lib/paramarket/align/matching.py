@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from lap import lapjvr
+from jaxtyping import Float, Int64
+from lap import lapjvr_batch
 from torch import Tensor, nn
 
 from paramarket import stack
@@ -73,12 +74,12 @@ def weight_matching(
         }
         p |= _best_orders(spec, family, products)
     neighbours = _neighbours(spec, families)
-    waiting = set(range(len(families)))  # a layer whose neighbours have not moved since it was visited gains nothing
+    waiting = {k for k, near in enumerate(neighbours) if any(other >= k for other in near)}  # what moved after it
     for sweep in range(sweeps):
         for k in torch.randperm(len(families), generator=stream(seed, "weight matching", sweep)).tolist():
             if k not in waiting:
                 continue
-            waiting.discard(k)
+            waiting.discard(k)  # it has nothing to gain again until a neighbour moves
             if _improve(spec, families[k], target, source, p, memory):
                 waiting |= neighbours[k]
         if not waiting:
@@ -200,8 +201,7 @@ def _inner_orders(blocks: Float[Tensor, "groups groups size size"]) -> Tensor:
     """The best order of the units in every pair of blocks [groups, groups, size]."""
     pairs = blocks.flatten(0, 1)
     cost = pairs.amax(dim=2, keepdim=True) - pairs
-    cost = cost - cost.amin(dim=1, keepdim=True)
-    return torch.stack([_cheapest_order(each) for each in cost]).unflatten(0, blocks.shape[:2])
+    return _cheapest_orders(cost - cost.amin(dim=1, keepdim=True)).unflatten(0, blocks.shape[:2])
 
 
 def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
@@ -209,22 +209,23 @@ def _best_order(products: Float[Tensor, "units units"], groups: int) -> Tensor:
     products = products.detach().cpu()
     if groups == 1:
         cost = products.amax(dim=1, keepdim=True) - products  # the same problem, as a smallest sum with zeros in it:
-        return _cheapest_order(cost - cost.amin(dim=0, keepdim=True))  # half of the work is done, then
+        cost = cost - cost.amin(dim=0, keepdim=True)  # half of the work is done, then
+        return _cheapest_orders(cost.unsqueeze(0)).squeeze(0)
     blocks = _blocks(products, groups)
     inner = _inner_orders(blocks)
     outer = _best_order(blocks.gather(3, inner.unsqueeze(-1)).sum(dim=(2, 3)), 1)
     return (outer.unsqueeze(1) * blocks.shape[-1] + inner[torch.arange(groups), outer]).flatten()
 
 
-def _cheapest_order(cost: Float[Tensor, "units units"]) -> Tensor:
-    """The order with the smallest sum of cost[i, order[i]], costs of 0 or more: exact (Jonker and Volgenant 1987).
+def _cheapest_orders(costs: Float[Tensor, "tables units units"]) -> Int64[Tensor, "tables units"]:
+    """For each table the order with the smallest sum of cost[i, order[i]], costs of 0 or more, all tables at once.
 
-    Raises WeightsError for costs that are not finite: the solver does not look for them.
+    Exact (Jonker and Volgenant 1987). Raises WeightsError for costs that are not finite: the solver does not look.
     """
-    if not cost.amax().isfinite():
+    if not costs.amax().isfinite():
         raise WeightsError("the products that matching rests on are not finite: weights or activations are too large.")
-    _, order = lapjvr(cost.numpy(), return_cost=False)
-    return torch.from_numpy(order)
+    _, orders = lapjvr_batch(costs.contiguous().numpy(), return_cost=False, n_threads=torch.get_num_threads())
+    return torch.from_numpy(np.stack(orders))
 
 
 def _neighbours(spec: PermutationSpec, families: list[list[str]]) -> list[set[int]]:

@@ -17,6 +17,7 @@ from paramarket.stack.nets import (
     mlp_of,
     residual_mlp,
     split_first,
+    vit,
 )
 from paramarket.stack.tables import grid, table
 from paramarket.stack.values import (
@@ -103,4 +104,5 @@ __all__ = [
     "take",
     "unflat",
     "vectors",
+    "vit",
 ]

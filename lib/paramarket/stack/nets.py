@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from paramarket.errors import ShapeError
 
@@ -51,7 +51,7 @@ class Residual(nn.Module):
         super().__init__()
         self.linear = _blank_linear(units, units)
 
-    def forward(self, h: Tensor | fx.Proxy) -> Tensor | fx.Proxy:  # a Proxy when its symmetries are traced
+    def forward(self, h: Tensor) -> Tensor:
         return h + self.linear(h).relu()
 
 
@@ -59,6 +59,71 @@ def residual_mlp(inputs: int, width: int, blocks: int, classes: int) -> nn.Seque
     """An MLP whose hidden layers, after the first, are residual blocks: what each says is added to one stream."""
     first, last = _blank_linear(inputs, width), _blank_linear(width, classes)
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), *(Residual(width) for _ in range(blocks)), last)
+
+
+class Tokens(nn.Module):
+    """An image [n, channels, side, side] as tokens [n, patches, units]: a linear map of each patch, plus its place."""
+
+    def __init__(self, channels: int, side: int, patch: int, units: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, units, patch, stride=patch)
+        self.places = nn.Parameter(torch.empty((side // patch) ** 2, units))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.places, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.patches(x).flatten(2).mT + self.places
+
+
+class Attention(nn.Module):
+    """Attention of all tokens [n, tokens, units] to one another, in several heads."""
+
+    def __init__(self, units: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries_keys_values, self.out = nn.Linear(units, 3 * units), nn.Linear(units, units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)  # each [n, heads, tokens, units]
+        likeness = queries @ keys.mT / queries.shape[-1] ** 0.5  # by hand: torch.func cannot batch torch's own
+        said = likeness.softmax(dim=-1) @ values
+        return self.out(said.transpose(1, 2).flatten(2))
+
+
+class AttentionBlock(nn.Module):
+    """A transformer's block, norms first: attention, then two layers for each token, both added to the stream."""
+
+    def __init__(self, units: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(units), Attention(units, heads)
+        self.layers_norm = nn.LayerNorm(units)
+        self.layers = nn.Sequential(nn.Linear(units, hidden), nn.GELU(), nn.Linear(hidden, units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.layers(self.layers_norm(x))
+
+
+class TokenMean(nn.Module):
+    """The mean over all tokens, [n, tokens, units] -> [n, units]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+
+def vit(
+    channels: int, side: int, classes: int, *, patch: int = 2, units: int = 32, heads: int = 4, blocks: int = 2
+) -> nn.Sequential:
+    """A small vision transformer (Dosovitskiy et al. 2021) for images [n, channels, side, side], norms first.
+
+    The layers between have 2 · units units; the answer is a linear map of the mean over all tokens.
+    """
+    middle = [AttentionBlock(units, heads, 2 * units) for _ in range(blocks)]
+    first, last = Tokens(channels, side, patch, units), nn.Linear(units, classes)
+    return nn.Sequential(first, *middle, nn.LayerNorm(units), TokenMean(), last)
 
 
 def is_dense(net: nn.Module) -> bool:
