@@ -53,7 +53,12 @@ def attend(q, k, v):
 
 
 def projections(k=H * D, v=H * D):
-    return {"q": nn.Linear(E, H * D), "k": nn.Linear(E, k), "v": nn.Linear(E, v), "o": nn.Linear(v if v > k else H * D, E)}
+    return {
+        "q": nn.Linear(E, H * D),
+        "k": nn.Linear(E, k),
+        "v": nn.Linear(E, v),
+        "o": nn.Linear(v if v > k else H * D, E),
+    }
 
 
 def separate(m, x):

@@ -9,6 +9,7 @@ from lap import lapjvr_batch
 from torch import Tensor, nn
 
 from paramarket import stack
+from paramarket.align.specs import reads
 from paramarket.align.symmetry import (
     Label,
     Permutations,
@@ -20,14 +21,12 @@ from paramarket.align.symmetry import (
     labels_of,
     permute,
     reorder_axes,
-    sizes,
 )
 from paramarket.base import stream
 from paramarket.errors import ShapeError, WeightsError
 from paramarket.stack import Params, Stack
 
 _STATISTICS = ("running_mean", "running_var")  # they move with their units but say nothing about what these compute
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 @runtime_checkable
@@ -307,32 +306,13 @@ def activation_products(
 ) -> dict[str, Float[Tensor, "units units"]]:
     """{permutation: E[z_A z_Bᵀ]}, z [n, units] being what the layers that read these units get to see on x.
 
-    The products stay where the models are.
+    An attention reads its queries, keys and values; tokens are examples. The products stay where the models are.
     """
-    readers: dict[str, str] = {}
-    for name, axes in spec.axes.items():
-        reads_units = name.endswith(".weight") and len(axes) > 1 and isinstance(axes[1], str)
-        if reads_units and isinstance(net.get_submodule(stack.layer_of(name)), _LAYERS):
-            readers[stack.layer_of(name)] = axes[1]
-    of_target, of_source = _inputs(net, target, x, readers), _inputs(net, source, x, readers)
-    units = sizes(spec, source)
-    total = {}
-    for layer, label in readers.items():
-        axis = unit_axis(net, layer, of_target[layer])
-        a, b = (_rows(read[layer], axis, units[label]) for read in (of_target, of_source))
+    x = stack.place(x, target) if x.is_floating_point() else x.to(stack.device(target))
+    total: dict[str, Tensor] = {}
+    for (label, a), (_, b) in zip(reads(net, spec, target, x), reads(net, spec, source, x), strict=True):
         total[label] = total.get(label, 0.0) + a @ b.mT / a.shape[1]
     return total
-
-
-def _inputs(net: nn.Module, params: Params, x: Tensor, layers: dict[str, str]) -> dict[str, Tensor]:
-    """{layer: what it reads on x}."""
-    found: dict[str, Tensor] = {}
-
-    def look(layer: str, read: Tensor, said: Tensor) -> None:
-        found[layer] = read
-
-    stack.probe(net, params, x, layers, look)
-    return found
 
 
 def unit_axis(net: nn.Module, layer: str, z: Tensor) -> int:

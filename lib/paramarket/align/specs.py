@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from paramarket.align.orbits import NOWHERE, Kind, Orbits, Units
+from paramarket.align.orbits import NOWHERE, Orbits, Units
 from paramarket.align.symmetry import (
     Label,
     Permutations,
@@ -20,9 +19,9 @@ from paramarket.align.symmetry import (
     labels_of,
     permute,
     random_permutations,
-    reorder_axes,
+    sizes,
 )
-from paramarket.align.tracing import REMEDY, Float64, Trace
+from paramarket.align.tracing import REMEDY, Float64, Reads, Trace, of_examples, of_parameter
 from paramarket.base import stream
 from paramarket.errors import ShapeError
 from paramarket.stack import Params, layer_of
@@ -49,12 +48,10 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
     """
     params, x = _random_model(net), _random_input(example)
     units = Units()
-    numbers = {name: [units.new(n) + torch.arange(n) for n in tensor.shape] for name, tensor in params.items()}
-    followed = {name: _with_coordinates(tensor, name, numbers[name]) for name, tensor in params.items()}
+    numbers = number_units(units, params)
+    followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in params.items()}
     with Trace(units) as trace:
-        x.source = object()
-        x.coordinates = [NOWHERE - 1 - _along(torch.arange(n), k, x.ndim) for k, n in enumerate(x.shape) if n > 1]
-        answers = _answers(net, followed, x, example.shape)
+        answers = _answers(net, followed, of_examples(x), example.shape)
     for answer in answers:
         for one in trace.of(answer):
             units.fix(one)
@@ -69,6 +66,11 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
     spec = wording.spec([*trace.used, *params])
     _verify(net, spec, params, x, answers)
     return spec
+
+
+def number_units(units: Units, params: Params) -> dict[str, list[Tensor]]:
+    """{parameter: the new units of each of its axes}."""
+    return {name: [units.new(n) + torch.arange(n) for n in tensor.shape] for name, tensor in params.items()}
 
 
 def verify(net: nn.Module, spec: PermutationSpec, example: Tensor) -> None:
@@ -90,7 +92,8 @@ def _verify(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor, an
     if not p or _difference(net, permute(spec, p, params), x, answers) <= TOLERANCE:
         return
     still = identity(spec, params)
-    wrong = [label for label in p if _difference(net, permute(spec, _alone(spec, p, still, label), params), x, answers) > TOLERANCE]
+    alone = {label: permute(spec, _alone(spec, p, still, label), params) for label in p}
+    wrong = [label for label, one in alone.items() if _difference(net, one, x, answers) > TOLERANCE]
     moved = permute(spec, p, params)
     best = {}
     for name, axes in spec.axes.items():
@@ -121,8 +124,9 @@ def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> li
     """All tensors that the net gives for x, in eval mode and float64."""
     counters = {name: buffer.cpu() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
     try:
-        with torch.no_grad(), _evaluating(net), Float64():
-            return [leaf for leaf in tree_leaves(functional_call(net, {**params, **counters}, (x,))) if isinstance(leaf, Tensor)]
+        with torch.no_grad(), _evaluating(net), _float64_by_default(), Float64():
+            said = functional_call(net, {**params, **counters}, (x,))
+        return [leaf for leaf in tree_leaves(said) if isinstance(leaf, Tensor)]
     except ShapeError:
         raise
     except Exception as error:  # each layer has an error of its own for what it cannot read
@@ -131,19 +135,75 @@ def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> li
 
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, float64 throughout, and attention in small steps."""
+    """Eval mode, and attention in small steps."""
     modes = {module: module.training for module in net.modules()}
-    dtype, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         net.eval()
-        torch.set_default_dtype(torch.float64)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
-        torch.set_default_dtype(dtype)
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@torch.no_grad()
+def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> list[tuple[str, Tensor]]:
+    """What a model multiplies on examples x [n, ...], in the order of its work: (permutation, [units, all else]).
+
+    That is what its layers read, and an attention's queries, keys and values; tokens count as examples.
+    """
+    units = Units()
+    numbers = number_units(units, params)
+    counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+    followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in params.items()}
+    with Reads(units) as trace, _evaluating(net):
+        functional_call(net, {**followed, **counters}, (of_examples(x),))
+    lengths = sizes(spec, params)
+    labels = list(lengths)
+    owner = torch.full([len(units.parent)], NOWHERE)
+    rank = torch.zeros_like(owner)
+    for name, axes in spec.axes.items():
+        for axis, one in zip(axes, numbers[name], strict=True):
+            for label in labels_of(axis) if not (isinstance(axis, Places) and len(axis.units) > 1) else ():
+                places = axis.places_of(label) if isinstance(axis, Places) else torch.arange(len(one))
+                owner[one[places]] = labels.index(label)
+                rank[one[places]] = torch.arange(len(places)) // (len(places) // lengths[label])
+    found = []
+    for tensor, coordinates in trace.reads:
+        for one in coordinates:
+            found += [(labels[k], z) for k, z in _by_label(tensor, one, owner, rank)]
+    return found
+
+
+def _by_label(tensor: Tensor, one: Tensor, owner: Tensor, rank: Tensor) -> list[tuple[int, Tensor]]:
+    """What a tensor says of the units of one coordinate: (number of the permutation, [units, all else])."""
+    own = [axis for axis, length in enumerate(one.shape) if length > 1]
+    if not own:
+        return []
+    rest = [axis for axis in range(tensor.ndim) if axis not in own]
+    units = one.permute(*own, *rest).flatten()
+    flat = tensor.permute(*own, *rest).reshape(len(units), -1)
+    owners = torch.where(units < 0, NOWHERE, owner[units.clamp(min=0)])
+    found = []
+    for k in owners[owners >= 0].unique().tolist():
+        places = (owners == k).nonzero().squeeze(1)
+        places = places[rank[units[places]].argsort(stable=True)]
+        count = int(rank[units[places]].max()) + 1
+        if len(places) % count == 0:
+            found.append((k, flat[places.to(flat.device)].view(count, -1)))
+    return found
 
 
 def _random_model(net: nn.Module) -> Params:
@@ -165,17 +225,6 @@ def _random_input(example: Tensor) -> Tensor:
     if not example.is_floating_point():
         return example.clone()
     return torch.randn(example.shape, dtype=torch.float64, generator=stream(0, "random input"))
-
-
-def _with_coordinates(tensor: Tensor, name: str, numbers: list[Tensor]) -> Tensor:
-    tensor = tensor.view_as(tensor)
-    tensor.parameter, tensor.source = name, name
-    tensor.coordinates = [_along(one, k, tensor.ndim) for k, one in enumerate(numbers) if len(one) > 1]
-    return tensor
-
-
-def _along(one: Tensor, axis: int, axes: int) -> Tensor:
-    return one.view([-1 if other == axis else 1 for other in range(axes)])
 
 
 class _Wording:
@@ -220,12 +269,10 @@ class _Wording:
                 plain[own] = roots[own]
                 continue
             index = np.searchsorted(kind.members, roots[own])
-            for side, (_, units) in enumerate(kind.table):
+            for _, units in kind.table:
                 part = np.full(len(roots), NOWHERE)
                 part[own] = units[index]
-                deeper = self.resolved(part)
-                for each in deeper:
-                    rows.append(each)
+                rows += self.resolved(part)
         found = [row for row in [plain, *rows] if (row >= 0).any()]
         merged: list[np.ndarray] = []
         for row in found:

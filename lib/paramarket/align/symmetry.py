@@ -88,7 +88,7 @@ def side_by_side(*pieces: tuple[str | None, int]) -> Places:
     queries + queries + values
     """
     labels = tuple(dict.fromkeys(label for label, _ in pieces if label is not None))
-    sizes = {label: length for label, length in pieces}
+    sizes = dict(pieces)
     starts, total = {}, 0
     for label in labels:
         starts[label], total = total, total + sizes[label]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from paramarket.align.orbits import Units, is_function
 from paramarket.errors import ShapeError
@@ -36,6 +36,7 @@ _REDUCES = "mean sum prod amax amin var std norm linalg_vector_norm logsumexp al
 _ALONG = "cumsum cumprod cummax logcumsumexp argmax argmin max min"
 _POOLS = re.compile(r"(max_pool|avg_pool|upsample|reflection_pad|replication_pad).*([123])d")
 _POINTWISE = "hardswish hardswish_ hardtanh hardtanh_ elu celu masked_fill masked_fill_ where"
+_PRODUCTS = re.compile(r"::(mm|addmm|bmm|baddbmm|mv|convolution|_scaled_dot_product\w*)$")
 _BRANCHES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
 _APART = 2**40  # between places that were always ones, and units that have become one
 _ELSEWHERE = NOWHERE - 2 * _APART  # a place of its own
@@ -65,7 +66,7 @@ class Trace(TorchDispatchMode):
         self.calls.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = in_float64(kwargs)
+        kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = func._schema.name.removeprefix("aten::")
         if not any(_is_followed(tensor) for tensor in given):
@@ -110,7 +111,8 @@ class Trace(TorchDispatchMode):
         """A new constant, of the shape of something else."""
         return []
 
-    on_new_ones = on_new_full = on_new_empty = on_zeros_like = on_ones_like = on_full_like = on_empty_like = on_new_zeros
+    on_new_ones = on_new_full = on_new_empty = on_new_zeros
+    on_zeros_like = on_ones_like = on_full_like = on_empty_like = on_new_zeros
 
     def rule(self, func: Any, kind: str) -> Callable | None:
         """What gives the coordinates of every output: rule(out, *args, **kwargs)."""
@@ -276,7 +278,9 @@ class Trace(TorchDispatchMode):
             own = [axis for axis in padded if axis in _axes(one)]
             sides = [pad[k] if x.ndim - 1 - k // 2 in own else 0 for k in range(len(pad))]
             wide = F.pad(one, sides, value=_ELSEWHERE)
-            found.append(torch.where(wide == _ELSEWHERE, _ELSEWHERE - torch.arange(wide.numel()).view(wide.shape), wide))
+            found.append(
+                torch.where(wide == _ELSEWHERE, _ELSEWHERE - torch.arange(wide.numel()).view(wide.shape), wide)
+            )
         bare = [axis for axis in padded if not any(axis in _axes(one) for one in found)]
         return [self.spread(found, out.shape, bare)]
 
@@ -291,12 +295,13 @@ class Trace(TorchDispatchMode):
                 while k in columns.setdefault(key, {}):
                     key = (*key, "one more")
                 columns[key][k] = one
-        found = [self.joined(ones, [piece.shape[axis] for piece in pieces], axis, out.ndim) for ones in columns.values()]
+        lengths = [piece.shape[axis] for piece in pieces]
+        found = [self.joined(ones, lengths, axis, out.ndim) for ones in columns.values()]
         same = len({piece.source for piece in pieces if _is_followed(piece)}) == 1 and all(map(_is_followed, pieces))
         told = same and any(axis in _axes(one) and bool((one >= 0).all()) and _is_injective(one) for one in found)
         if len(pieces) > 1 and not told:  # pieces may be different functions of their units
             place = [torch.full([piece.shape[axis]], NOWHERE - 1 - k) for k, piece in enumerate(pieces)]
-            found.insert(0, torch.cat(place).view([-1 if other == axis else 1 for other in range(out.ndim)]))
+            found.insert(0, torch.cat(place).view(_length_at(out.ndim, axis)))
         return [self.closed(found)]
 
     def joined(self, ones: dict[int, Tensor], lengths: list[int], axis: int, axes: int) -> Tensor:
@@ -305,17 +310,18 @@ class Trace(TorchDispatchMode):
         nothing = torch.full([1] * axes, _ELSEWHERE if stays else NOWHERE)
         parts = [ones.get(k, nothing) for k in range(len(lengths))]
         shape = torch.tensor([part.shape for part in parts]).amax(dim=0).tolist()
-        wide = [part.expand([*shape[:axis], length, *shape[axis + 1 :]]) for part, length in zip(parts, lengths, strict=True)]
+        wide = [
+            part.expand([*shape[:axis], length, *shape[axis + 1 :]])
+            for part, length in zip(parts, lengths, strict=True)
+        ]
         return _compact(torch.cat(wide, axis))
 
     def on_stack(self, out: Tensor, pieces: Sequence[Tensor], axis: int = 0) -> list[Coordinates]:
         axis = axis % out.ndim
         wide = []
         for piece in pieces:
-            each = piece.unsqueeze(axis)
-            each.source = object()
-            each.coordinates = [_padded(one, piece.ndim).unsqueeze(axis) for one in self.of(piece)]
-            wide.append(each)
+            coordinates = [_padded(one, piece.ndim).unsqueeze(axis) for one in self.of(piece)]
+            wide.append(follow(piece.unsqueeze(axis), coordinates))
         return self.on_cat(out, wide, axis)
 
     def on_index(self, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> list[Coordinates]:
@@ -395,13 +401,13 @@ class Trace(TorchDispatchMode):
         read = [_padded(one, x.ndim) for one in self.of(x)]
         return [self.meet(self.normalised(read, others) if args[4] else read, *own), [], []]
 
-
     def channels(self, vector: Tensor, axes: int) -> Coordinates:
         return [one.view([1, -1] + [1] * (axes - 2)) for one in self.of(vector)]
 
     def on_native_group_norm(
-        self, out: tuple, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int, *_: Any
-    ) -> list[Coordinates]:
+        self, out: tuple, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, places: int,
+        groups: int, *_: Any,
+    ) -> list[Coordinates]:  # fmt: skip
         wide = [n, groups, c // groups, *x.shape[2:]]
         split = [_compact(one.expand(x.shape).reshape(wide)) for one in self.of(x)]
         normal = self.normalised(split, range(2, len(wide)))
@@ -480,6 +486,25 @@ class Trace(TorchDispatchMode):
         return [self.spread(kept, results[0].shape, spatial)] * len(results)
 
 
+class Reads(Trace):
+    """Follows a model on examples, and keeps what it multiplies: `reads`, pairs of a tensor and its coordinates."""
+
+    def __init__(self, units: Units) -> None:
+        super().__init__(units)
+        self.reads: list[tuple[Tensor, Coordinates]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        spoken = [tensor for tensor in given if hasattr(tensor, "of_examples")]
+        if _PRODUCTS.search(func._schema.name):
+            self.reads += [(tensor.detach(), tensor.coordinates) for tensor in spoken]
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        for result in tree_leaves(out) if spoken else []:
+            if isinstance(result, Tensor):
+                result.of_examples = True
+        return out
+
+
 class Float64(TorchDispatchMode):
     """What a net computes in less than float64, it computes in float64."""
 
@@ -496,6 +521,27 @@ def in_float64(kwargs: dict | None) -> dict:
     kwargs = kwargs or {}
     small = kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16)
     return {**kwargs, "dtype": torch.float64} if small else kwargs
+
+
+def follow(tensor: Tensor, coordinates: Coordinates) -> Tensor:
+    """The same tensor under a name of its own, from now on followed."""
+    tensor = tensor.view_as(tensor)
+    tensor.source, tensor.coordinates = object(), coordinates
+    return tensor
+
+
+def of_parameter(tensor: Tensor, name: str, numbers: Sequence[Tensor]) -> Tensor:
+    """A parameter whose axes have these units; the trace notes its name when it is used."""
+    tensor = follow(tensor, [one.view(_length_at(tensor.ndim, k)) for k, one in enumerate(numbers) if len(one) > 1])
+    tensor.parameter = name
+    return tensor
+
+
+def of_examples(x: Tensor) -> Tensor:
+    """A batch of examples: everything in it has its place."""
+    x = follow(x, [_places(x.ndim, axis, length) for axis, length in enumerate(x.shape) if length > 1])
+    x.of_examples = True
+    return x
 
 
 class _Calls(TorchFunctionMode):
@@ -547,7 +593,12 @@ def _stays(one: Tensor) -> bool:
 
 def _places(axes: int, axis: int, length: int) -> Tensor:
     """The places along one axis, that stay."""
-    return (NOWHERE - 1 - torch.arange(length)).view([-1 if other == axis else 1 for other in range(axes)])
+    return (NOWHERE - 1 - torch.arange(length)).view(_length_at(axes, axis))
+
+
+def _length_at(axes: int, axis: int) -> list[int]:
+    """The shape of a vector along one of so many axes."""
+    return [-1 if other == axis else 1 for other in range(axes)]
 
 
 def _compact(one: Tensor) -> Tensor:
