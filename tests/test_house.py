@@ -18,10 +18,13 @@ ROOMS = ["errors", "base", "data", "stack", "train", "align", "merge", "cka", "s
 ROOMS += ["price", "market", "decide", "plot", "teach", "runs", "__main__"]
 # What no notebook of ours calls, and stays all the same: for readers' own notebooks.
 OFFERED = {
+    "align.side_by_side": "a spec written by hand for a net that cannot be traced",
+    "align.verify": "whether a spec written by hand is right",
     "cka.rbf_cka": "similarity with another kernel",
     "cka.StreamingCKA": "similarity where the examples do not fit into memory at once",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
+    "stack.vit": "a small transformer to train, match and mix",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

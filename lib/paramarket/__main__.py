@@ -164,6 +164,26 @@ def bench() -> None:
 
 
 @cli.command()
+@click.argument("names", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=HOME / "docs/symmetries.md",
+    help="File for the table.  [default: docs/symmetries.md]",
+)
+def symmetries(names: Sequence[str], out: Path) -> None:
+    """Trace torchvision's models (default: the smallest of each family) and write what was found into a table."""
+    from paramarket import align, base
+
+    rows = []
+    for row in align.families(names or align.FAMILIES):
+        click.echo(row)
+        rows.append(row)
+    with base.atomic(out) as beside:
+        beside.write_text(align.families_page(rows), encoding="utf-8")
+
+
+@cli.command()
 @click.option("--device", default="cuda", show_default=True, help="What is held against the CPU; cpu: a dry run.")
 def gpu(device: str) -> None:
     """Check every path that takes a device against the CPU, and print how fast both are.

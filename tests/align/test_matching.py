@@ -11,7 +11,7 @@ from orders import equal, shuffle
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from paramarket import align, stack
+from paramarket import align, stack, train
 from paramarket.align import PermutationSpec, inner_product, match_many, permutation_spec, permute, weight_matching
 from paramarket.base import stream
 from paramarket.errors import ShapeError, WeightsError
@@ -35,6 +35,21 @@ class Residual(nn.Module):
         return self.head((self.wide(x.relu()) + self.shortcut(x)).mean((2, 3)))
 
 
+class Grouped(nn.Module):
+    """Six heads of queries read two of keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(18, 3)
+        self.q, self.k, self.v = nn.Linear(8, 18), nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = self.first(x)
+        q, k, v = (each(x).unflatten(-1, (-1, 3)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        said = (q @ k.repeat_interleave(3, 1).mT).softmax(-1) @ v.repeat_interleave(3, 1)
+        return self.last(said.transpose(1, 2).flatten(2))
+
+
 def conv(*norm):
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), *norm, nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
@@ -51,6 +66,21 @@ NETS = {
     "a layer used twice": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5), *[nn.Tanh(), nn.Linear(5, 5)] * 2),
 }  # fmt: skip
 every_net = pytest.mark.parametrize("name", NETS)
+
+
+def transformer(blocks, units=16, heads=4):
+    return stack.vit(1, 8, 10, units=units, heads=heads, blocks=blocks)
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """{blocks: a pair of transformers trained apart on the digits}."""
+    found = {}
+    for blocks in (2, 6):
+        net = transformer(blocks)
+        fit = train.fit(transformer(blocks), stack.init(net, 2, seed=blocks), digits.train, steps=60, lr=3e-3)
+        found[blocks] = [stack.take(fit.stack, k) for k in range(2)]
+    return found
 
 
 def images(count):
@@ -96,6 +126,72 @@ def test_a_planted_order_of_any_net_is_found_exactly(name, matcher):
         planted = shuffle(spec, model, k)
         found = getattr(align, matcher)(spec, permute(spec, planted, model), model, **how(matcher, net))
         assert equal(found, planted)
+
+
+@pytest.mark.parametrize("case", range(20))
+@pytest.mark.parametrize("start", ["drawn", "trained"])
+@pytest.mark.parametrize("blocks", [2, 6])
+def test_planted_heads_units_and_stream_of_a_transformer_are_found_exactly(trained, blocks, start, case):
+    net = transformer(blocks)
+    spec = permutation_spec(net, images(1))
+    model = trained[blocks][0] if start == "trained" else stack.take(stack.init(net, 1, seed=case), 0)
+    planted = align.random_permutations(spec, model, stream(case, "planted"))
+    found = weight_matching(spec, permute(spec, planted, model), model, seed=case)
+    assert equal(found, planted)
+
+
+@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("blocks", [2, 6])
+def test_a_planted_order_of_a_transformer_is_found_by_what_units_say(trained, blocks, case):
+    net = transformer(blocks)
+    spec, model = permutation_spec(net, images(1)), trained[blocks][0]
+    planted = align.random_permutations(spec, model, stream(case, "planted"))
+    found = align.activation_matching(spec, permute(spec, planted, model), model, net=net, x=images(50))
+    assert equal(found, planted)
+
+
+@pytest.mark.parametrize("blocks", [2, 6])
+def test_transformers_trained_apart_come_nearer_and_still_answer_the_same(trained, blocks):
+    net, (a, b) = transformer(blocks), trained[blocks]
+    spec = permutation_spec(net, images(1))
+    for matcher in MATCHERS:
+        moved = align.reorder(spec, a, b, matcher=getattr(align, matcher), **how(matcher, net))
+        said, before = (stack.forward(net, stack.join([model]), images(20)) for model in (moved, b))
+        assert torch.allclose(said, before, atol=1e-4)
+    values = [inner_product(a, permute(spec, weight_matching(spec, a, b, sweeps=n), b)) for n in (0, 1, 100)]
+    assert inner_product(a, b) < values[0] <= values[1] + 1e-4 <= values[2] + 2e-4
+
+
+@given(seed=st.integers(0, 2**31))
+def test_heads_are_assigned_at_the_cost_of_their_units_best_orders(seed):
+    """Two heads of two queries' and two values' units: all 2! · 2!^4 orders of one attention, one by one."""
+    spec = PermutationSpec(
+        {"queries": ("q", None), "values": ("v", None)}, {"q": 2, "v": 2}, {"q": "heads", "v": "heads"}
+    )
+    target, source = (
+        {name: torch.randn(4, 3, generator=stream(seed, who, name)) for name in spec.axes} for who in ("a", "b")
+    )
+    found = weight_matching(spec, target, source)
+    best = inner_product(target, permute(spec, found, source))
+    flips = [torch.tensor([0, 1]), torch.tensor([1, 0])]
+    for heads, *inner in product(flips, repeat=5):
+        q, v = (
+            torch.stack([2 * heads[k] + each for k, each in enumerate(pair)]).flatten()
+            for pair in (inner[:2], inner[2:])
+        )
+        order = {"q": q, "v": v, "heads": heads}
+        assert inner_product(target, permute(spec, order, source)) <= best + 1e-5
+
+
+def test_a_planted_order_of_grouped_queries_is_found():
+    net = Grouped()
+    spec = permutation_spec(net, torch.zeros(2, 5, 6))
+    (model,) = random(net, 1, "grouped")
+    assert any(isinstance(axis, align.Places) for axes in spec.axes.values() for axis in axes)
+    for k in range(5):
+        planted = align.random_permutations(spec, model, stream(k, "planted"))
+        target = permute(spec, planted, model)
+        assert equal(permute(spec, weight_matching(spec, target, model), model), target)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 8])

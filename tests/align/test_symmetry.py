@@ -236,7 +236,9 @@ def write_into_zeros(x):
 @pytest.mark.parametrize("branch", [lambda x: x.sum() > 0, lambda x: x.sum().item() > 0, lambda x: x.nonzero().numel()])
 def test_a_net_that_branches_on_data_is_refused(branch):
     net = Functional(lambda x: x.flatten(1) if branch(x) else x.mean((2, 3)), 6)
-    with pytest.raises(ShapeError, match="cannot trace the operation .*the net branches on data; write the spec by hand"):
+    with pytest.raises(
+        ShapeError, match=r"cannot trace the operation .*the net branches on data; write the spec by hand"
+    ):
         permutation_spec(net, example("refused"))
 
 
@@ -288,7 +290,9 @@ def test_a_spec_that_changes_answers_is_an_error_naming_the_parameter():
     right = permutation_spec(net, x)
     align.verify(net, right, x)
     for name, axes in {"3.weight": ("3", None), "3.bias": (None,), "1.bias": (None,), "5.weight": (None, None)}.items():
-        with pytest.raises(ShapeError, match=rf"no symmetry of Sequential: reordering '\d' changes.*'{name}' moves wrongly"):
+        with pytest.raises(
+            ShapeError, match=rf"no symmetry of Sequential: reordering '\d' changes.*'{name}' moves wrongly"
+        ):
             align.verify(net, PermutationSpec({**right.axes, name: axes}), x)
 
 

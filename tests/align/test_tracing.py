@@ -8,10 +8,9 @@ from orders import equal
 from torch import nn
 from torch.nn import functional as F
 
-from paramarket import align, data, stack
+from paramarket import align, data
 from paramarket.align import compose, identity, inverse, permutation_spec, permute, random_permutations, sizes
 from paramarket.base import stream
-from paramarket.errors import ShapeError
 
 E, H, D, HIDDEN = 12, 3, 4, 10  # the stream, heads, units a head, units of the layers between
 
@@ -150,7 +149,7 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
     "LayerNorm by hand": (lambda: Parts(lambda m, x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True)), f(E)),
     "norm last": (encoder, ENCODER),
     "norm first": (lambda: encoder(norm_first=True, activation="gelu"), ENCODER),
-    "two layers": (lambda: nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False), f(E) * (ATTENTION * f(HIDDEN)) ** 2),
+    "two layers": (lambda: nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False), f(E) * (ATTENTION * f(HIDDEN)) ** 2),  # noqa: E501
     "MultiheadAttention": (
         lambda: Parts(lambda m, x: x + m.mha(x, x, x)[0], mha=nn.MultiheadAttention(E, H, batch_first=True)),
         f(E) * ATTENTION,
@@ -205,7 +204,7 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
     ),
     "rotary": (lambda: Parts(rotary, **projections()), f(E) * f(H) * f(D) ** H),
     "queries and keys normed": (
-        lambda: Parts(normed, **projections(), norm_q=nn.RMSNorm(D), norm_k=nn.RMSNorm(D)), f(E) * f(H) * f(D) * f(D) ** H,
+        lambda: Parts(normed, **projections(), norm_q=nn.RMSNorm(D), norm_k=nn.RMSNorm(D)), f(E) * f(H) * f(D) * f(D) ** H,  # noqa: E501
     ),
     "a bias for each head": (
         lambda: Parts(biased, **projections(), bias=nn.Parameter(torch.zeros(H, 9, 9))), f(E) * ATTENTION,
@@ -221,15 +220,15 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
         lambda: Parts(lambda m, x: x + m.b(F.gelu(m.a(x.mT))).mT, a=nn.Linear(6, 8), b=nn.Linear(8, 6)), f(E) * f(8),
     ),
     "a gate": (
-        lambda: Parts(lambda m, x: m.o(F.silu(m.a(x)) * m.b(x)), a=nn.Linear(E, 9), b=nn.Linear(E, 9), o=nn.Linear(9, E)),
+        lambda: Parts(lambda m, x: m.o(F.silu(m.a(x)) * m.b(x)), a=nn.Linear(E, 9), b=nn.Linear(E, 9), o=nn.Linear(9, E)),  # noqa: E501
         f(E) ** 2 * f(9),
     ),
     "a fused gate": (
         lambda: Parts(lambda m, x: m.o(F.glu(m.a(x))), a=nn.Linear(E, 18), o=nn.Linear(9, E)), f(E) ** 2 * f(9),
     ),
-    "LSTM": (lambda: Parts(lambda m, x: m.o(m.r(x)[0]), r=nn.LSTM(E, 5, batch_first=True), o=nn.Linear(5, E)), f(E) ** 2 * f(5)),
+    "LSTM": (lambda: Parts(lambda m, x: m.o(m.r(x)[0]), r=nn.LSTM(E, 5, batch_first=True), o=nn.Linear(5, E)), f(E) ** 2 * f(5)),  # noqa: E501
     "two ways, two layers": (
-        lambda: Parts(lambda m, x: m.r(x)[0], r=nn.LSTM(E, 6, 2, batch_first=True, bidirectional=True)), f(E) * f(6) ** 4,
+        lambda: Parts(lambda m, x: m.r(x)[0], r=nn.LSTM(E, 6, 2, batch_first=True, bidirectional=True)), f(E) * f(6) ** 4,  # noqa: E501
     ),
     "GRU": (lambda: Parts(lambda m, x: m.o(m.r(x)[0]), r=nn.GRU(E, 5), o=nn.Linear(5, E)), f(E) ** 2 * f(5)),
     "RNN": (lambda: Parts(lambda m, x: m.o(m.r(x)[0][:, -1:]), r=nn.RNN(E, 5), o=nn.Linear(5, E)), f(E) ** 2 * f(5)),
@@ -238,12 +237,12 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
     "seen and put back": (lambda: Parts(lambda m, x: x.view(*x.shape[:2], 3, 4).tanh().flatten(2)), f(E)),
     "softmax": (lambda: Parts(lambda m, x: x.softmax(-1) + x.log_softmax(-1)), f(E)),
     "softmax in blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).softmax(-1).flatten(2)), f(3) * f(4) ** 3),
-    "softmax across blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).softmax(-2).flatten(2)), f(4) * f(3) ** 4),
+    "softmax across blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).softmax(-2).flatten(2)), f(4) * f(3) ** 4),  # noqa: E501
     "a running sum": (lambda: Parts(lambda m, x: x.cumsum(1)), f(E)),
     "a running sum of units": (lambda: Parts(lambda m, x: x.cumsum(-1)), 1),
     "shifted": (lambda: Parts(lambda m, x: x + x.roll(1, -1)), 1),
     "mirrored": (lambda: Parts(lambda m, x: x + x.flip(-1)), 1),
-    "the largest token": (lambda: Parts(lambda m, x: x.amax(1, keepdim=True) - x.max(1, keepdim=True).values / 2), f(E)),
+    "the largest token": (lambda: Parts(lambda m, x: x.amax(1, keepdim=True) - x.max(1, keepdim=True).values / 2), f(E)),  # noqa: E501
     "in place": (lambda: Parts(lambda m, x: x.add_(m.o(x)).mul_(0.5).relu_(), o=nn.Linear(E, E)), f(E)),
     "a stack": (lambda: Parts(lambda m, x: torch.stack([x, x.tanh()]).sum(0)), f(E)),
     "float32 in between": (lambda: Parts(lambda m, x: x.float().softmax(-1).type_as(x)), f(E)),
@@ -294,10 +293,10 @@ def rows_dropped(x):
 CONV = lambda i, o, k=3, **settings: nn.Conv2d(i, o, k, padding=k // 2, **settings)  # noqa: E731
 IMAGES = {  # a block on 8 channels of 8 × 8, and how many orders the whole net has
     "GroupNorm": (lambda: nn.GroupNorm(4, 8), f(4) * f(2) ** 4),
-    "two GroupNorms, nested": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GroupNorm(4, 8)), f(2) * f(2) ** 2 * f(2) ** 4),
+    "two GroupNorms, nested": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GroupNorm(4, 8)), f(2) * f(2) ** 2 * f(2) ** 4),  # noqa: E501
     "InstanceNorm": (lambda: nn.InstanceNorm2d(8, affine=True), f(8)),
     "dense": (
-        lambda: Parts(dense_block, layers=nn.ModuleList([CONV(8, 3), CONV(11, 3), CONV(14, 4)])), f(8) * f(3) ** 2 * f(4),
+        lambda: Parts(dense_block, layers=nn.ModuleList([CONV(8, 3), CONV(11, 3), CONV(14, 4)])), f(8) * f(3) ** 2 * f(4),  # noqa: E501
     ),
     "shuffled": (lambda: Parts(shuffled, conv=CONV(4, 4)), f(4) * f(4) * f(4)),
     "squeezed": (lambda: Parts(squeezed, down=CONV(8, 3, 1), up=CONV(3, 8, 1)), f(8) * f(3)),
@@ -314,7 +313,7 @@ IMAGES = {  # a block on 8 channels of 8 × 8, and how many orders the whole net
     "channels last": (lambda: Parts(lambda m, x: m.norm(x.permute(0, 2, 3, 1)), norm=nn.LayerNorm(8)), f(8)),
     "padded": (lambda: Parts(lambda m, x: F.pad(x, (1, 1, 0, 2))), f(8)),
     "channels padded": (lambda: Parts(lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 4))), f(8)),
-    "a scale for each channel": (lambda: Parts(lambda m, x: x * m.scale, scale=nn.Parameter(torch.ones(8, 1, 1))), f(8)),
+    "a scale for each channel": (lambda: Parts(lambda m, x: x * m.scale, scale=nn.Parameter(torch.ones(8, 1, 1))), f(8)),  # noqa: E501
 }  # fmt: skip
 
 

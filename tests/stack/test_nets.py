@@ -98,3 +98,24 @@ def test_the_first_layer_and_what_follows_are_the_net():
 def test_an_mlp_is_read_off_its_weights(inputs, hidden, classes):
     net = stack.mlp(inputs, hidden, classes)
     assert str(stack.mlp_of(stack.init(net, 2, seed=0))) == str(net)
+
+
+def test_a_stack_of_transformers_says_what_each_says_alone():
+    net, x = stack.vit(1, 8, 10, units=8, heads=2), torch.randn(5, 1, 8, 8, generator=stream(0, "x"))
+    models = stack.init(net, copies=3, seed=0)
+    said = stack.forward(net, models, x)
+    assert said.shape == (3, 5, 10)
+    for k in range(3):
+        alone = torch.func.functional_call(net, stack.take(models, k), (x,))
+        assert torch.allclose(said[k], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "patch", "blocks"), [(8, 2, 1), (8, 4, 3), (6, 3, 2)])
+def test_a_transformer_reads_patches_of_images_and_learns(side, patch, blocks):
+    net = stack.vit(3, side, 4, patch=patch, units=8, heads=2, blocks=blocks)
+    assert len(net) == blocks + 4
+    assert net[0].places.shape == ((side // patch) ** 2, 8)
+    assert net(torch.zeros(2, 3, side, side)).shape == (2, 4)
+    for name, parameter in net.named_parameters():
+        net(torch.randn(2, 3, side, side, generator=stream(0, "images"))).sum().backward()
+        assert parameter.grad is not None, name

@@ -5,6 +5,7 @@ The symmetry of a net is data, a `PermutationSpec`. Every `Matcher` takes (spec,
 target's order.
 """
 
+from paramarket.align.families import FAMILIES, Family, families, families_page
 from paramarket.align.matching import (
     Matcher,
     activation_matching,
@@ -33,6 +34,8 @@ from paramarket.align.symmetry import (
 )
 
 __all__ = [
+    "FAMILIES",
+    "Family",
     "Matcher",
     "PermutationSpec",
     "Permutations",
@@ -40,6 +43,8 @@ __all__ = [
     "activation_matching",
     "activation_products",
     "compose",
+    "families",
+    "families_page",
     "identity",
     "inner_product",
     "inverse",

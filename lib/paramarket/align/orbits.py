@@ -132,6 +132,16 @@ class Units:
         return True
 
 
+class Names(Units):
+    """Units of which nothing is learnt: they only say what belongs to which."""
+
+    def relate(self, a: np.ndarray, b: np.ndarray) -> None:
+        pass
+
+    def mark(self, numbers: Tensor) -> None:
+        pass
+
+
 @dataclass
 class Kind:
     """Units that may change places. outer: the kind whose order their blocks take, and each unit's block [n].

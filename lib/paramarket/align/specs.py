@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from paramarket.align.orbits import NOWHERE, Orbits, Units
+from paramarket.align.orbits import NOWHERE, Names, Orbits, Units
 from paramarket.align.symmetry import (
     Label,
     Permutations,
@@ -19,6 +19,7 @@ from paramarket.align.symmetry import (
     labels_of,
     permute,
     random_permutations,
+    reorder_axes,
     sizes,
 )
 from paramarket.align.tracing import REMEDY, Float64, Reads, Trace, of_examples, of_parameter
@@ -70,15 +71,15 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
 
 def number_units(units: Units, params: Params) -> dict[str, list[Tensor]]:
     """{parameter: the new units of each of its axes}."""
-    return {name: [units.new(n) + torch.arange(n) for n in tensor.shape] for name, tensor in params.items()}
+    return {name: [units.new(n) + torch.arange(n) for n in params[name].shape] for name in params}
 
 
 def verify(net: nn.Module, spec: PermutationSpec, example: Tensor) -> None:
     """Raise ShapeError, naming the parameter that moves wrongly, unless the spec is a symmetry of the net.
 
-    Every parameter and floating buffer is drawn at random in float64, so that no zero and no tie hides a mistake; then
-    all units are reordered at random, and the answers to a random input compared: they may differ by 1e-10 of the
-    largest.
+    example: one batch [n, ...] as the net takes it. Every parameter and floating buffer is drawn at random in float64,
+    so that no zero and no tie hides a mistake; then all units are reordered at random, and the answers to a random input
+    compared: they may differ by 1e-10 of the largest. `permutation_spec` verifies whatever it finds.
     """
     params, x = _random_model(net), _random_input(example)
     _verify(net, spec, params, x, _answers(net, params, x, example.shape))
@@ -92,24 +93,35 @@ def _verify(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor, an
     if not p or _difference(net, permute(spec, p, params), x, answers) <= TOLERANCE:
         return
     still = identity(spec, params)
-    alone = {label: permute(spec, _alone(spec, p, still, label), params) for label in p}
-    wrong = [label for label, one in alone.items() if _difference(net, one, x, answers) > TOLERANCE]
+    orders = {label: _alone(spec, p, still, label) for label in p}
+    apart = {label: _difference(net, permute(spec, orders[label], params), x, answers) for label in p}
+    wrong = max(apart, key=apart.get)
+    raise ShapeError(
+        f"the spec is no symmetry of {type(net).__name__}: reordering {wrong!r} changes its answers; "
+        f"{_culprit(net, spec, wrong, orders[wrong], params, x, answers)!r} moves wrongly; {REMEDY}."
+    )
+
+
+def _culprit(
+    net: nn.Module, spec: PermutationSpec, label: str, p: Permutations, params: Params, x: Tensor, answers: list[Tensor]
+) -> str:
+    """The parameter that most changes the answers for the better when one of its axes moves otherwise by a label."""
     moved = permute(spec, p, params)
     best = {}
     for name, axes in spec.axes.items():
-        if any(label in wrong for axis in axes for label in labels_of(axis)):
-            best[name] = _difference(net, {**moved, name: params[name]}, x, answers)
-    name = min(best, key=best.get, default="")
-    raise ShapeError(
-        f"the spec is no symmetry of {type(net).__name__}: reordering {' and '.join(map(repr, wrong))} changes its "
-        f"answers; {name!r} moves wrongly; {REMEDY}."
-    )
+        for axis, own in enumerate(axes):
+            fits = own is None and params[name].shape[axis] % len(p[label]) == 0
+            if label in labels_of(own) or fits:
+                other = (*axes[:axis], label if fits else None, *axes[axis + 1 :])
+                tried = {**moved, name: reorder_axes(params[name], other, p)}
+                best[name] = min(best.get(name, torch.inf), _difference(net, tried, x, answers))
+    return min(best, key=best.get)
 
 
 def _alone(spec: PermutationSpec, p: Permutations, still: Permutations, label: str) -> Permutations:
     """Only the units of one permutation move, and what moves with them."""
-    group = {label, spec.outer.get(label)}
-    return {each: p[each] if each in group or spec.outer.get(each) in group else still[each] for each in p}
+    root = spec.outer.get(label, label)
+    return {each: p[each] if each == root or spec.outer.get(each) == root else still[each] for each in p}
 
 
 def _difference(net: nn.Module, params: Params, x: Tensor, answers: list[Tensor]) -> float:
@@ -164,7 +176,7 @@ def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> l
 
     That is what its layers read, and an attention's queries, keys and values; tokens count as examples.
     """
-    units = Units()
+    units = Names()
     numbers = number_units(units, params)
     counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
     followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in params.items()}

@@ -69,6 +69,8 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = func._schema.name.removeprefix("aten::")
+        if torch.Tag.nondeterministic_seeded in func.tags and self.rule(func, kind) is None:
+            self.refuse(kind, ": the net draws at random")
         if not any(_is_followed(tensor) for tensor in given):
             return func(*args, **kwargs)
         self.used |= {tensor.parameter: None for tensor in given if hasattr(tensor, "parameter")}
@@ -90,10 +92,10 @@ class Trace(TorchDispatchMode):
                     result.source = given[0].source if moved and _is_followed(given[0]) else object()
         return out
 
-    def refuse(self, kind: str) -> None:
+    def refuse(self, kind: str, why: str = "") -> None:
         call = self.calls.name
         name = repr(call) if call.strip("_") == kind.strip("_") else f"{call!r} (aten.{kind})"
-        why = ": the net branches on data" if kind in _BRANCHES else ""
+        why = ": the net branches on data" if kind in _BRANCHES else why
         raise ShapeError(f"cannot trace the operation {name}{why}; {REMEDY}.")
 
     def written(
@@ -440,8 +442,11 @@ class Trace(TorchDispatchMode):
         return [[one.view([]) for one in self.reduce(self.meet(self.of(a), self.of(b)), [0])]]
 
     def on__scaled_dot_product_flash_attention_for_cpu(
-        self, out: tuple, q: Tensor, k: Tensor, v: Tensor, *args: Any, attn_mask: Tensor | None = None, **_: Any
-    ) -> list[Coordinates]:
+        self, out: tuple, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *,
+        attn_mask: Tensor | None = None, **_: Any,
+    ) -> list[Coordinates]:  # fmt: skip
+        if dropout:
+            self.refuse("dropout", ": the net draws at random")
         heads = q.shape[1]
         keys, values = (self.repeated(tensor, heads) for tensor in (k, v))
         scores = self.product(self.of(q), [one.mT for one in keys])
