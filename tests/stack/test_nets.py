@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from paramarket import align, stack
+from paramarket.base import stream
 from paramarket.errors import ShapeError
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(0, 3), st.integers(2, 5))

@@ -71,15 +71,18 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
 
 def number_units(units: Units, params: Params) -> dict[str, list[Tensor]]:
     """{parameter: the new units of each of its axes}."""
-    return {name: [units.new(n) + torch.arange(n) for n in params[name].shape] for name in params}
+    numbers = {}
+    for name, tensor in params.items():
+        numbers[name] = [units.new(n) + torch.arange(n) for n in tensor.shape]
+    return numbers
 
 
 def verify(net: nn.Module, spec: PermutationSpec, example: Tensor) -> None:
     """Raise ShapeError, naming the parameter that moves wrongly, unless the spec is a symmetry of the net.
 
     example: one batch [n, ...] as the net takes it. Every parameter and floating buffer is drawn at random in float64,
-    so that no zero and no tie hides a mistake; then all units are reordered at random, and the answers to a random input
-    compared: they may differ by 1e-10 of the largest. `permutation_spec` verifies whatever it finds.
+    so that no zero and no tie hides a mistake; then all units are reordered at random, and the answers to a random
+    input compared: they may differ by 1e-10 of the largest. `permutation_spec` verifies whatever it finds.
     """
     params, x = _random_model(net), _random_input(example)
     _verify(net, spec, params, x, _answers(net, params, x, example.shape))
