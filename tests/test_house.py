@@ -18,6 +18,7 @@ ROOMS = ["errors", "base", "data", "stack", "train", "align", "merge", "cka", "s
 ROOMS += ["price", "market", "decide", "plot", "teach", "runs", "__main__"]
 # What no notebook of ours calls, and stays all the same: for readers' own notebooks.
 OFFERED = {
+    "align.random_permutations": "any element of a net's symmetry, to plant and to find again",
     "align.side_by_side": "a spec written by hand for a net that cannot be traced",
     "align.verify": "whether a spec written by hand is right",
     "cka.rbf_cka": "similarity with another kernel",

@@ -315,6 +315,22 @@ def test_an_answer_that_is_no_number_proves_nothing():
         permutation_spec(net, example("infinite"))
 
 
+def test_a_net_that_always_says_the_same_proves_nothing():
+    net = Functional(lambda x: (x > 1e9).to(x.dtype).mean((2, 3)), 6)
+    net.head = nn.Linear(6, 5, bias=False)
+    with pytest.raises(ShapeError, match="always says the same"):
+        permutation_spec(net, example("constant"))
+
+
+@given(st.integers(2, 50), st.integers(0, 2**31))
+def test_a_cycle_moves_every_unit_through_every_place(count, seed):
+    order, place, visited = align.symmetry.random_cycle(count, stream(seed, "cycle")), 0, set()
+    for _ in range(count):
+        place = int(order[place])
+        visited.add(place)
+    assert visited == set(range(count))
+
+
 def test_an_order_that_tears_blocks_apart_is_refused():
     spec = PermutationSpec({"w": ("q",), "v": ("v",)}, {"q": 2, "v": 2}, {"q": "heads", "v": "heads"})
     params = {"w": torch.arange(4), "v": torch.arange(6)}

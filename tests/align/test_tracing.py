@@ -238,6 +238,24 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
     "softmax": (lambda: Parts(lambda m, x: x.softmax(-1) + x.log_softmax(-1)), f(E)),
     "softmax in blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).softmax(-1).flatten(2)), f(3) * f(4) ** 3),
     "softmax across blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).softmax(-2).flatten(2)), f(4) * f(3) ** 4),  # noqa: E501
+    "weights of a given norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(E, 9)), f(E) * f(9),
+    ),
+    "in smaller steps": (lambda: Parts(lambda m, x: torch.addcmul(x, x, x) + F.normalize(x, dim=-1)), f(E)),
+    "a decoder": (
+        lambda: Parts(
+            lambda m, x: x + m.d(x, x.relu()), d=nn.TransformerDecoderLayer(E, H, HIDDEN, batch_first=True)
+        ),
+        f(E) * ATTENTION**2 * f(HIDDEN),
+    ),
+    "experts": (
+        lambda: Parts(
+            lambda m, x: x + sum(s.unsqueeze(-1) * e(x) for s, e in zip(m.g(x).softmax(-1).unbind(-1), m.e, strict=True)),  # noqa: E501
+            g=nn.Linear(E, 3), e=nn.ModuleList([nn.Sequential(nn.Linear(E, 5), nn.ReLU(), nn.Linear(5, E)) for _ in range(3)]),  # noqa: E501
+        ),
+        f(E) * f(5) ** 3,
+    ),
+    "units picked alone": (lambda: Parts(lambda m, x: x[..., :1] * x + x[..., 1].unsqueeze(-1) / 2), f(E - 2)),
     "a running sum": (lambda: Parts(lambda m, x: x.cumsum(1)), f(E)),
     "a running sum of units": (lambda: Parts(lambda m, x: x.cumsum(-1)), 1),
     "shifted": (lambda: Parts(lambda m, x: x + x.roll(1, -1)), 1),
@@ -333,7 +351,8 @@ class Language(nn.Module):
 
 
 def token_net(name):
-    return Net(TOKENS[name][0]()), torch.zeros(2, 6, 5), TOKENS[name][1]
+    width = 9 if name == "weights of a given norm" else E
+    return Net(TOKENS[name][0](), width=width), torch.zeros(2, 6, 5), TOKENS[name][1]
 
 
 def image_net(name):

@@ -5,7 +5,7 @@ et al. 2023, section 2). The heads of an attention have none either, nor the uni
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -196,18 +196,30 @@ def identity(spec: PermutationSpec, params: Params) -> Permutations:
 
 def random_permutations(spec: PermutationSpec, params: Params, generator: torch.Generator) -> Permutations:
     """Any element of the symmetry, each as likely as another: within blocks, and of whole blocks."""
+    return draw_permutations(spec, params, lambda count: torch.randperm(count, generator=generator))
+
+
+def draw_permutations(spec: PermutationSpec, params: Params, draw: Callable[[int], Tensor]) -> Permutations:
+    """An element of the symmetry, made of orders of so many units each: `draw(count)`."""
     lengths, found = sizes(spec, params), {}
 
-    def draw(label: str) -> Tensor:
+    def order_of(label: str) -> Tensor:
         if label not in found:
             rows = torch.arange(lengths[label]).view(spec.groups.get(label, 1), -1)
-            rows = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows])
-            outer = spec.outer.get(label)
-            order = draw(outer) if outer else torch.randperm(len(rows), generator=generator)
-            found[label] = rows[order].flatten()
+            rows = torch.stack([row[draw(len(row))] for row in rows])
+            outer = order_of(spec.outer[label]) if label in spec.outer else draw(len(rows))
+            found[label] = rows[outer].flatten()
         return found[label]
 
-    return {label: draw(label) for label in lengths}
+    return {label: order_of(label) for label in lengths}
+
+
+def random_cycle(count: int, generator: torch.Generator) -> Tensor:
+    """An order in which no unit stays, and each comes round to every place in turn: never the identity by chance."""
+    visits = torch.randperm(count, generator=generator)
+    order = torch.empty_like(visits)
+    order[visits] = visits.roll(1)
+    return order
 
 
 def compose(p: Permutations, q: Permutations) -> Permutations:

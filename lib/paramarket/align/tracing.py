@@ -75,6 +75,8 @@ class Trace(TorchDispatchMode):
             return func(*args, **kwargs)
         self.used |= {tensor.parameter: None for tensor in given if hasattr(tensor, "parameter")}
         rule = self.rule(func, kind)
+        if rule is None and not func._schema.is_mutable:
+            return self.in_smaller_steps(func, kind, args, kwargs)
         if rule is None or "out" in kwargs:
             self.refuse(kind)
         followed = _is_followed(given[0])
@@ -91,6 +93,18 @@ class Trace(TorchDispatchMode):
                     result.coordinates = coordinates
                     result.source = given[0].source if moved and _is_followed(given[0]) else object()
         return out
+
+    def in_smaller_steps(self, func: Any, kind: str, args: tuple, kwargs: dict) -> Any:
+        """An operation without a rule, made of others as PyTorch itself knows how; else it is refused."""
+        from torch._decomp import decomposition_table  # not above: it takes a second, and few nets ask for it
+
+        call = self.calls.name
+        try:
+            with self:
+                return decomposition_table[func](*args, **kwargs)
+        except (KeyError, NotImplementedError, ShapeError):
+            self.calls.name = call
+            self.refuse(kind)
 
     def refuse(self, kind: str, why: str = "") -> None:
         call = self.calls.name
@@ -259,14 +273,19 @@ class Trace(TorchDispatchMode):
         return [self.closed(coordinates) for coordinates in found]
 
     def closed(self, coordinates: Coordinates) -> Coordinates:
-        """Where units and places share an axis, a part of it may leave some pairs out: those in it stay together."""
+        """Of a part of a tensor: where units and places share an axis, some pairs may be gone; what is left stays.
+
+        A unit that was picked alone keeps its place.
+        """
         kept: Coordinates = []
         for one in coordinates:
+            if one.numel() == 1:
+                self.units.fix(one)
+                continue
             for other in kept:
                 if set(_axes(one)) & set(_axes(other)):
                     self.units.relate(*_joint(one, other))
-            if one.numel() > 1:
-                kept = self.without_repeats([*kept, one])
+            kept = self.without_repeats([*kept, one])
         return kept
 
     def on_expand(self, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> list[Coordinates]:
@@ -395,6 +414,11 @@ class Trace(TorchDispatchMode):
         self, out: tuple, x: Tensor, shape: Sequence[int], weight: Tensor | None, *args: Any
     ) -> list[Coordinates]:
         return self.on_native_layer_norm(out, x, shape, weight, None)[:2]
+
+    def on__weight_norm_interface(self, out: tuple, v: Tensor, g: Tensor, axis: int = 0) -> list[Coordinates]:
+        others = [other for other in range(v.ndim) if other != axis % v.ndim]
+        directions = self.of(v)
+        return [self.meet(self.normalised(directions, others), self.of(g)), self.reduce(directions, others)]
 
     def on_native_batch_norm(self, out: tuple, x: Tensor, *args: Any) -> list[Coordinates]:
         """Arguments: weight, bias, running mean, running variance, whether the batch's own are used, …"""
