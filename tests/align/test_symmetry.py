@@ -351,3 +351,26 @@ def test_pieces_side_by_side_move_each_by_its_own_order():
     assert permute(spec, p, {"w": torch.arange(8)})["w"].tolist() == [1, 0, 2, 4, 3, 7, 5, 6]
     with pytest.raises(ShapeError, match="'w' has 9 places, the spec 8"):
         permute(spec, p, {"w": torch.arange(9)})
+
+
+def test_a_part_of_a_symmetry_moves_only_what_is_named_and_keeps_the_function():
+    net = stack.vit(1, 8, 4, units=8, heads=2, blocks=2)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    spec = align.permutation_spec(net, x[:1].float())
+    model = stack.map(torch.Tensor.double, stack.take(stack.init(net, 1, seed=0), 0))
+    before = stack.forward(net, stack.join([model]), x)
+    labels = list(align.sizes(spec, model))
+    families = [[label for label in labels if word in label] for word in ("attention", "layers")]
+    families.append([label for label in labels if "attention" not in label and "layers" not in label])
+    for family in families:
+        own = align.part(spec, family)
+        assert set(align.sizes(own, model)) == set(family)
+        p = align.random_permutations(own, model, torch.Generator().manual_seed(1))
+        moved = align.permute(own, p, model)
+        assert torch.allclose(stack.forward(net, stack.join([moved]), x), before, atol=1e-10)
+        whole = {**align.identity(spec, model), **p}
+        assert all(torch.equal(tensor, moved[name]) for name, tensor in align.permute(spec, whole, model).items())
+    with pytest.raises(ShapeError, match="name both of them or none"):
+        align.part(spec, [label for label in families[0] if "heads" not in label])
+    with pytest.raises(ShapeError, match="nowhere"):
+        align.part(spec, ["nowhere"])

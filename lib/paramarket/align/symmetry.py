@@ -5,13 +5,13 @@ et al. 2023, section 2). The heads of an attention have none either, nor the uni
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from paramarket.errors import ShapeError
+from paramarket.errors import ShapeError, unknown
 from paramarket.stack import Params
 
 Permutations = dict[str, Tensor]  # permutation name -> int64 tensor: place i takes what stood at p[i]
@@ -124,6 +124,51 @@ def labels_of(axis: Label) -> tuple[str, ...]:
     if axis is None:
         return ()
     return axis.labels if isinstance(axis, Places) else (axis,)
+
+
+def part(spec: PermutationSpec, labels: Collection[str]) -> PermutationSpec:
+    """The part of a symmetry in which only these permutations move, and all others leave their units where they are.
+
+    Raises ShapeError for a permutation that the spec does not have, and for one of a family whose others are missing:
+    the units of heads go where their heads go.
+
+    >>> import torch
+    >>> from paramarket import align, stack
+    >>> spec = align.permutation_spec(stack.mlp(4, [3, 3], 2), torch.zeros(1, 4))
+    >>> align.part(spec, ["3"]).axes["3.weight"]
+    ('3', None)
+    """
+    known = {label for axes in spec.axes.values() for axis in axes for label in labels_of(axis)}
+    known |= set(spec.outer.values())
+    for label in labels:
+        if label not in known:
+            raise ShapeError(unknown("permutation", label, sorted(known)))
+    kept = set(labels)
+    for label, outer in spec.outer.items():
+        if (label in kept) != (outer in kept):
+            raise ShapeError(f"{label!r} moves with {outer!r}: name both of them or none.")
+    axes = {name: tuple(_part_of(axis, kept) for axis in own) for name, own in spec.axes.items()}
+    groups = {label: count for label, count in spec.groups.items() if label in kept}
+    outer = {label: other for label, other in spec.outer.items() if label in kept}
+    return PermutationSpec(axes, groups, outer)
+
+
+def _part_of(axis: Label, kept: set[str]) -> Label:
+    """What is left of an axis when only some permutations move."""
+    if not isinstance(axis, Places):
+        return axis if axis in kept else None
+    labels = tuple(label for label in axis.labels if label in kept)
+    if not labels:
+        return None
+    numbers, starts, total = {-1: -1}, 0, 0
+    for label, size in zip(axis.labels, axis.sizes, strict=True):
+        for unit in range(size):
+            numbers[starts + unit] = total + unit if label in kept else -1
+        starts += size
+        total += size if label in kept else 0
+    sizes_of = tuple(size for label, size in zip(axis.labels, axis.sizes, strict=True) if label in kept)
+    units = tuple(tuple(numbers[unit] for unit in row) for row in axis.units)
+    return Places(labels, sizes_of, units)
 
 
 def sizes(spec: PermutationSpec, params: Params) -> dict[str, int]:
