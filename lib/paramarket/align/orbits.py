@@ -34,9 +34,9 @@ def unique_pairs(a: np.ndarray, b: np.ndarray) -> Pairs:
 
 
 def _codes(a: np.ndarray) -> Pairs:
-    """The different numbers in a [n], sorted, and the place of each entry's among them; by a table, not by sorting."""
+    """The different numbers in a [n], sorted, and the place of each entry's among them; by a table where it is small."""
     low, high = a.min(initial=0), a.max(initial=0)
-    if high - low > 8 * len(a) + 2**20:
+    if high - low > 32 * len(a):
         names, codes = np.unique(a, return_inverse=True)
         return names, codes.reshape(-1)
     present = np.zeros(high - low + 1, dtype=bool)

@@ -76,6 +76,8 @@ class Places:
 
 def _numbered(*tables: Tensor) -> list[Tensor]:
     """Columns of tables [rows, n], equal ones by the same number."""
+    if all(len(table) == 1 for table in tables):
+        return [table[0] for table in tables]
     _, number = torch.cat(tables, dim=1).unique(dim=1, return_inverse=True)
     return list(number.split([table.shape[1] for table in tables]))
 
