@@ -34,7 +34,7 @@ def unique_pairs(a: np.ndarray, b: np.ndarray) -> Pairs:
 
 
 def _codes(a: np.ndarray) -> Pairs:
-    """The different numbers in a [n], sorted, and the place of each entry's among them; by a table where it is small."""
+    """The different numbers in a [n], sorted, and the place of each entry's among them; by a table if that is small."""
     low, high = a.min(initial=0), a.max(initial=0)
     if high - low > 32 * len(a):
         names, codes = np.unique(a, return_inverse=True)
