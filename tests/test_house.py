@@ -25,7 +25,6 @@ OFFERED = {
     "cka.StreamingCKA": "similarity where the examples do not fit into memory at once",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
-    "stack.vit": "a small transformer to train, match and mix",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]
