@@ -41,7 +41,7 @@ _DOCUMENT = """\
 _FOLD_SOLUTIONS = """\
 {%- extends 'basic/index.html.j2' -%}
 {%- block codecell -%}
-{%- if '### BEGIN SOLUTION' in cell.source -%}
+{%- if 'BEGIN SOLUTION' in cell.source -%}
 <details class="solution"><summary>Solution</summary>{{ super() }}</details>
 {%- else -%}
 {{ super() }}
