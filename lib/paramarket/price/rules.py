@@ -12,6 +12,7 @@ import pandas as pd
 from paramarket import stack
 from paramarket.errors import ParameterError
 from paramarket.price.money import whole_units
+from paramarket.price.optimum import Distribution, continuous, highest, quantiles, shortfall
 
 Numbers = float | int | np.ndarray
 
@@ -112,9 +113,10 @@ class Posted(NamedTuple):
 def posted_price(values: Any, cost: Numbers = 0.0) -> Posted:
     """The price p of one seller that maximises (p - cost) P(v ≥ p) (Myerson 1981: where p - (1 - F(p)) / f(p) = cost).
 
-    values: a frozen continuous distribution of scipy.stats, or a sample [n]; a buyer with v = p buys. Of several prices
-    with equal profit it is the lowest, which serves most buyers; if no value is above the cost, it is the cost, and the
-    profit 0. Raises ParameterError if profit grows with the price without end.
+    values: a frozen continuous distribution of scipy.stats, one of its new ones (`stats.Normal(mu=1)`), or a sample
+    [n]; a buyer with v = p buys. Of several prices with equal profit it is the lowest, which serves most buyers; if no
+    value is above the cost, it is the cost, and the profit 0. However many peaks profit has, it is the highest. Raises
+    ParameterError if profit grows with the price without end, and for what is neither.
 
     >>> import numpy as np
     >>> from paramarket import price
@@ -122,10 +124,11 @@ def posted_price(values: Any, cost: Numbers = 0.0) -> Posted:
     Posted(price=2.0, profit=1.5, sale_probability=0.75)
     """
     (costs,) = _numbers(cost=cost)
-    if _is_distribution(values):
-        found = [_monopoly(values, each) for each in costs.flat]
+    distribution = continuous(values)
+    if distribution:
+        found = [_monopoly(distribution, each) for each in costs.flat]
     elif _is_sample(values):
-        found = [_empirical(np.sort(values), each) for each in costs.flat]
+        found = [_empirical(np.sort(np.asarray(values, dtype=np.float64)), each) for each in costs.flat]
     else:
         raise ParameterError(f"values = {values!r}, expected a continuous distribution, or finite numbers [n], n ≥ 1.")
     columns = np.array(found, dtype=np.float64).reshape(-1, 3).T
@@ -143,7 +146,7 @@ def _empirical(sample: np.ndarray, cost: float) -> tuple[float, float, float]:
     return sample[best], profit[best], chance[best]
 
 
-def _monopoly(values: Any, cost: float) -> tuple[float, float, float]:
+def _monopoly(values: Distribution, cost: float) -> tuple[float, float, float]:
     """Price, profit and chance of a sale, from a distribution of values."""
     from scipy.special import expit
 
@@ -157,8 +160,11 @@ def _monopoly(values: Any, cost: float) -> tuple[float, float, float]:
     def slope(p: Numbers) -> Numbers:
         return values.sf(p) - (p - cost) * values.pdf(p)
 
-    grid = values.isf(above * expit(np.linspace(-140, 40, 6001)))  # heavy tails need the quantile 1e-60
-    best = _peak(profit, slope, grid)
+    def most(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return (high - cost) * values.sf(low)
+
+    grid = quantiles(values.isf, above * expit(np.linspace(-140, 40, 1201)))  # heavy tails need the quantile 1e-60
+    best = highest(profit, slope, most, np.append(grid, max(cost, values.support[0])))
     return best, profit(best), values.sf(best)
 
 
@@ -173,40 +179,41 @@ class Fixed(NamedTuple):
 def fixed_price(buyers: Any, sellers: Any) -> Fixed:
     """The one price p that maximises the gain E[(v - c) 1{c ≤ p ≤ v}]. Nobody can gain by lying about such a price.
 
-    buyers, sellers: independent frozen continuous distributions of scipy.stats, with finite means. If they are equal, p
+    buyers, sellers: independent continuous distributions, as in `posted_price`, with finite means. If they are equal, p
     is the mean and reaches half of the first best (Kang and Vondrák 2019). Of equally good prices it is the lowest; if
-    nobody can trade, the lowest cost.
+    nobody can trade, the lowest cost. However many peaks the gain has, it is the highest.
     """
     from scipy.special import expit
 
-    known = _is_distribution(buyers) and _is_distribution(sellers)
-    if not known or not np.isfinite([buyers.mean(), sellers.mean()]).all():
+    v, c = continuous(buyers), continuous(sellers)
+    if v is None or c is None or not np.isfinite([v.mean, c.mean]).all():
         raise ParameterError(f"{buyers!r}, {sellers!r}: expected continuous distributions with finite means.")
-    if sellers.support()[0] >= buyers.support()[1]:
-        return Fixed(float(sellers.support()[0]), 0.0, 0.0)
+    if c.support[0] >= v.support[1]:
+        return Fixed(float(c.support[0]), 0.0, 0.0)
 
-    def weighed(p: float, sold: float, bought: float) -> float:
+    shares = expit(np.array([-np.inf, *np.linspace(-30, 30, 121), np.inf]))
+    grid = np.unique(np.concatenate([quantiles(v.ppf, shares), quantiles(c.ppf, shares)]))
+    cells = np.append(np.linspace(grid[:-1], grid[1:], 16, endpoint=False).T.ravel(), grid[-1])
+    buyers_below = shortfall(v.cdf, v.support[0], cells)
+    sellers_below = shortfall(c.cdf, c.support[0], cells)
+
+    def weighed(p: np.ndarray, sold: np.ndarray, bought: np.ndarray) -> np.ndarray:
         """E[(v - p)+] · sold + E[(p - c)+] · bought."""
-        return (buyers.mean() - p + _shortfall(buyers, p)) * sold + _shortfall(sellers, p) * bought
+        buyers_above = np.maximum(v.mean - p + buyers_below(p), 0)
+        return buyers_above * sold + sellers_below(p) * bought
 
-    def gain(p: float) -> float:
-        return weighed(p, sellers.cdf(p), buyers.sf(p))
+    def gain(p: np.ndarray) -> np.ndarray:
+        return weighed(p, c.cdf(p), v.sf(p))
 
     def slope(p: float) -> float:  # the other terms cancel: what a higher price takes from buyers, it gives to sellers
-        return weighed(p, sellers.pdf(p), -buyers.pdf(p))
+        at = np.array([p])
+        return float(weighed(at, c.pdf(at), -v.pdf(at))[0])
 
-    quantiles = expit([-np.inf, *np.linspace(-9, 9, 31), np.inf])
-    grid = np.append(buyers.ppf(quantiles), sellers.ppf(quantiles))
-    best = _peak(np.vectorize(gain), slope, grid)
-    return Fixed(best, float(gain(best)), float(sellers.cdf(best) * buyers.sf(best)))
+    def most(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return weighed(low, c.cdf(high), v.sf(low))
 
-
-def _shortfall(side: Any, p: float) -> float:
-    """E[(p - x)+]: the integral of the distribution function up to p."""
-    from scipy.integrate import quad
-
-    low, high = side.support()
-    return quad(side.cdf, low, p, epsabs=1e-11)[0] if low < p < high else max(p - side.mean(), 0.0)
+    best = highest(gain, slope, most, grid)
+    return Fixed(best, float(gain(np.array([best]))[0]), float(c.cdf(best) * v.sf(best)))
 
 
 class Bargain(NamedTuple):
@@ -286,29 +293,6 @@ def linear_equilibrium(k: float = 0.5) -> Strategies:
         return _plain(np.maximum(c / (2 - k) + (1 - k) / 2, c))
 
     return Strategies(bid, ask)
-
-
-def _peak(curve: Callable, slope: Callable, grid: np.ndarray) -> float:
-    """Where a curve is highest: at the best of a grid, or near it where the slope turns. Of a flat top the lowest."""
-    from scipy.optimize import brentq
-
-    grid = np.unique(grid[np.isfinite(grid)])
-    heights = curve(grid)
-    tops = heights >= heights.max() * (1 - 1e-12)  # a smaller difference is rounding
-    best = tops.argmax()
-    if best and tops[-1]:
-        raise ParameterError("the tail of values is so heavy that the profit grows with the price without end.")
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    turn = brentq(slope, low, high, xtol=1e-13) if slope(low) > 0 > slope(high) else grid[best]
-    return float(max(grid[best], turn, key=curve))
-
-
-def _is_distribution(values: Any) -> bool:
-    """Whether it is one frozen continuous distribution: with all methods used here, and parameters that make sense."""
-    methods = ("pdf", "cdf", "sf", "ppf", "isf", "mean", "support")
-    if not all(hasattr(values, method) for method in methods):
-        return False
-    return np.ndim(values.mean()) == 0 and not np.isnan(values.support()).any()
 
 
 def _is_sample(values: Any) -> bool:
