@@ -27,6 +27,7 @@ NETS = {
     "no hidden layer": lambda: stack.mlp(64, [], 10),
     "ReLU first": lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10)),
     "block first": lambda: nn.Sequential(nn.Flatten(), Residual(64), nn.Linear(64, 10)),
+    "transformer": lambda: stack.vit(1, 8, 10, units=8, heads=2, blocks=1),
 }
 SMALL = stack.mlp(6, [5], 3)
 every_net = pytest.mark.parametrize("name", NETS)
@@ -505,3 +506,21 @@ def test_a_quote_on_half_precision_is_that_on_the_same_numbers(dtype, split):
     exact = market.quote(net, stack.map(torch.Tensor.float, models), weights, split)
     assert torch.equal(found.losses, exact.losses)
     assert all(torch.equal(found.models[name], exact.models[name].to(dtype)) for name in found.models)
+
+
+def test_adapters_of_a_transformer_are_quoted_and_sold_whatever_their_ranks(tmp_path, split):
+    net = stack.vit(1, 8, 10, units=8, heads=2, blocks=1)
+    base, other, third = (stack.take(stack.init(net, 3, seed=0), k) for k in range(3))
+    models = [base]
+    for rank, model in ((1, other), (4, third)):
+        delta = {name: tensor - base[name] for name, tensor in model.items()}
+        stack.save_lora(tmp_path / f"rank{rank}", net, delta, rank)
+        models.append(stack.add(base, stack.load_lora(tmp_path / f"rank{rank}", base)))
+    lineup = stack.unflat(stack.join(models), (1, 3))
+    weights = market.purchase_weights([0.5, 1.0], layers=len(stack.layers(base)), sellers=2)
+    quote = market.quote(net, lineup, weights, split)
+    sold = stack.take(quote.models, [0])
+    assert train.evaluate(net, sold, split).loss.item() == pytest.approx(
+        quote.losses[0, quote.choice[0]].item(), abs=1e-4
+    )
+    assert quote.gain_nats[0] >= 0
