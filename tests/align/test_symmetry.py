@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from devices import second_device
@@ -212,25 +213,56 @@ def test_an_order_says_where_each_unit_comes_from():
 
 
 @pytest.mark.parametrize(
-    ("operation", "between"),
-    {
-        "fft_fft": lambda x: torch.fft.fft(x).mean((2, 3)),
-        "topk": lambda x: x.topk(2, dim=2).values.mean((2, 3)),
-        "sort": lambda x: x.mean((2, 3)).sort(-1).values,
-        "dropout": lambda x: F.dropout(x, training=True).mean((2, 3)),
-        "index_add": lambda x: x.index_add(1, torch.tensor([0]), x[:, :1]).mean((2, 3)),
-        "__setitem__": lambda x: write_into_zeros(x).mean((2, 3)),
-    }.items(),
+    ("operation", "why", "between"),
+    [
+        ("linalg_pinv", "there is no rule for it", lambda x: torch.linalg.pinv(x).mean((2, 3))),
+        ("randn_like", "the net draws at random", lambda x: (x + torch.randn_like(x)).mean((2, 3))),
+        ("tolist", "numbers that leave the net", lambda x: x.mean((2, 3)) * torch.tensor(x.mean((0, 2, 3)).tolist())),
+        ("numpy", "numbers that leave the net", lambda x: torch.from_numpy(x.numpy()).mean((2, 3))),
+        ("__array__", "numbers that leave the net", lambda x: torch.tensor(np.asarray(x)).mean((2, 3))),
+        ("__setitem__", "no box of places", lambda x: write_a_diagonal(x).mean((2, 3))),
+        ("__getitem__", "depends on the data", lambda x: x.mean((2, 3)) + x[x > 0].mean()),
+    ],
 )
-def test_an_operation_that_cannot_be_traced_is_named_with_the_remedy(operation, between):
-    with pytest.raises(ShapeError, match=rf"cannot trace the operation '{operation}'.* write the spec by hand"):
+def test_an_operation_that_cannot_be_traced_is_named_with_the_reason_and_the_remedy(operation, why, between):
+    with pytest.raises(ShapeError, match=rf"cannot trace the operation '{operation}'.*{why}.* write the spec by hand"):
         permutation_spec(Functional(between, 6), example("refused"))
 
 
-def write_into_zeros(x):
+def write_a_diagonal(x):
     out = torch.zeros(x.shape)
-    out[:, :, 1:] = x[:, :, 1:]
+    out[:, torch.arange(6), torch.arange(6)] = x[:, torch.arange(6), torch.arange(6)]
     return out
+
+
+def test_both_parts_of_complex_answers_count():
+    """The real part is a sum of units, the same in any order; the imaginary part is not."""
+    layer, x = nn.Linear(3, 4), torch.zeros(5, 3)
+    net = Then(layer, lambda h: torch.complex(h.sum(1), h @ torch.arange(4.0)))
+    assert not sizes(permutation_spec(net, x), dict(net.named_parameters()))
+    spec = PermutationSpec({"layer.weight": ("h", None), "layer.bias": ("h",)})
+    align.verify(Then(layer, lambda h: torch.complex(h.sum(1), h.square().sum(1))), spec, x)
+    with pytest.raises(ShapeError, match="the spec is no symmetry"):
+        align.verify(net, spec, x)
+
+
+class Then(nn.Module):
+    def __init__(self, layer, function):
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+def test_a_net_may_write_into_its_input():
+    """The answers are compared on the input as it was."""
+    net = Functional(lambda h: h.mean((2, 3)), 6)
+    written = nn.Sequential(Then(nn.Identity(), lambda x: x.mul_(2).add_(1)), net)
+    x = example("written")
+    before = x.clone()
+    assert sizes(permutation_spec(written, x), dict(written.named_parameters())) == {"1.conv": 6}
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("branch", [lambda x: x.sum() > 0, lambda x: x.sum().item() > 0, lambda x: x.nonzero().numel()])

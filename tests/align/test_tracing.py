@@ -127,6 +127,85 @@ def biased(m, x):
     return x + m.o(joined(scores.softmax(-1) @ heads(m.v(x))))
 
 
+def rotary_by_complex_numbers(m, x):
+    angles = torch.outer(torch.arange(x.shape[1]).double(), torch.tensor([1.0, 0.3], dtype=torch.float64))
+    turns = torch.polar(torch.ones_like(angles), angles)
+
+    def turned(z):
+        pairs = torch.view_as_complex(z.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turns).flatten(-2)
+
+    return x + m.o(joined(attend(turned(heads(m.q(x))), turned(heads(m.k(x))), heads(m.v(x)))))
+
+
+def in_turn(m, x):
+    """A recurrent layer by hand, whose states are written into zeros."""
+    h, out = torch.zeros(len(x), 5), torch.zeros(*x.shape[:2], 5)
+    for t in range(x.shape[1]):
+        h = (m.i(x[:, t]) + m.h(h)).tanh()
+        out[:, t] = h
+    return m.o(out)
+
+
+def heads_in_turn(m, x):
+    q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
+    out = torch.zeros_like(x)
+    for i in range(H):
+        out[..., i * D : (i + 1) * D] = attend(q[:, i], k[:, i], v[:, i])
+    return x + m.o(out)
+
+
+def interleaved(m, x):
+    out = torch.empty(*x.shape[:2], 2 * E)
+    out[..., 0::2], out[..., 1::2] = m.a(x), m.b(x).relu()
+    return m.o(out)
+
+
+def windows_of_zeros(m, x):
+    out = torch.zeros(len(x), 8, 2 * E)
+    out[:, 1:7, E:] = x
+    return m.o(out)
+
+
+def across(m, x):
+    out = torch.zeros(len(x), E, 8)
+    out.transpose(1, 2)[:, :6] = x
+    return out.mT
+
+
+def one_token(m, x):
+    x = x.clone()
+    x[:, 2], x[:, [0, 4]], x[x < 0] = m.o(x[:, 1]), 0.5, 0.0
+    return x
+
+
+def added_up(m, x):
+    out = torch.zeros_like(x)
+    out[:, 1:] += m.o(x[:, :-1])
+    out += x
+    return out
+
+
+def routed(m, x):
+    weights, chosen = m.g(x).topk(2, -1)
+    weights = torch.zeros(*x.shape[:2], 3).scatter(-1, chosen, weights.softmax(-1))
+    return x + sum(weights[..., k : k + 1] * layer(x) for k, layer in enumerate(m.e))
+
+
+def codebook(m, x):
+    return m.o(F.one_hot(torch.cdist(x, m.codes).argmin(-1), 7).to(x))
+
+
+def best_tokens(m, x):
+    best = m.score(x).squeeze(-1).topk(3, 1).indices
+    taken = x[torch.arange(len(x)).unsqueeze(1), best]
+    return taken + x.gather(1, best.unsqueeze(-1).expand(-1, -1, E))
+
+
+def decoded(m, x):
+    return x + m.up(m.l(x.mean(1)).view(-1, 8, 4, 4)).mean((2, 3)).unsqueeze(1)
+
+
 def encoder(**settings):
     return nn.TransformerEncoderLayer(E, H, HIDDEN, batch_first=True, **settings)
 
@@ -263,6 +342,60 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
     "the largest token": (lambda: Parts(lambda m, x: x.amax(1, keepdim=True) - x.max(1, keepdim=True).values / 2), f(E)),  # noqa: E501
     "in place": (lambda: Parts(lambda m, x: x.add_(m.o(x)).mul_(0.5).relu_(), o=nn.Linear(E, E)), f(E)),
     "a stack": (lambda: Parts(lambda m, x: torch.stack([x, x.tanh()]).sum(0)), f(E)),
+    "bilinear": (lambda: Parts(lambda m, x: m.b(x, m.l(x)), b=nn.Bilinear(E, 7, E), l=nn.Linear(E, 7)), f(E) ** 2 * f(7)),  # noqa: E501
+    "distances": (
+        lambda: Parts(lambda m, x: x + m.o(torch.cdist(m.a(x), m.b(x))), a=nn.Linear(E, 7), b=nn.Linear(E, 7), o=nn.Linear(6, E)),  # noqa: E501
+        f(E) * f(7),
+    ),
+    "distances to parameters": (
+        lambda: Parts(lambda m, x: m.o(torch.cdist(x, m.c, p=1)), c=nn.Parameter(torch.zeros(7, E)), o=nn.Linear(7, E)),
+        f(E) ** 2 * f(7),
+    ),
+    "the nearest code": (
+        lambda: Parts(codebook, codes=nn.Parameter(torch.zeros(7, E)), o=nn.Linear(7, E)), f(E) ** 2,
+    ),
+    "rotary by complex numbers": (
+        lambda: Parts(rotary_by_complex_numbers, **projections()), f(E) * f(H) * f(D) ** H,
+    ),
+    "complex": (lambda: Parts(lambda m, x: (torch.complex(x, x.tanh()).conj() * torch.polar(x, x)).imag), f(E)),
+    "transformed tokens": (lambda: Parts(lambda m, x: torch.fft.ifft(torch.fft.fft(x, dim=1) ** 2, dim=1).real), f(E)),
+    "transformed units": (lambda: Parts(lambda m, x: torch.fft.fft(x, dim=-1).real), 1),
+    "written in turn": (lambda: Parts(in_turn, i=nn.Linear(E, 5), h=nn.Linear(5, 5), o=nn.Linear(5, E)), f(E) ** 2 * f(5)),  # noqa: E501
+    "heads in turn": (lambda: Parts(heads_in_turn, **projections()), f(E) * f(D) ** (2 * H)),
+    "interleaved": (
+        lambda: Parts(interleaved, a=nn.Linear(E, E), b=nn.Linear(E, E), o=nn.Linear(2 * E, E)), f(E) ** 4,
+    ),
+    "written into a window": (lambda: Parts(windows_of_zeros, o=nn.Linear(2 * E, E)), f(E) ** 3),
+    "written across": (lambda: Parts(across), f(E)),
+    "one token written": (lambda: Parts(one_token, o=nn.Linear(E, E)), f(E)),
+    "added up": (lambda: Parts(added_up, o=nn.Linear(E, E)), f(E)),
+    "the best tokens of each unit": (lambda: Parts(lambda m, x: x.topk(3, 1).values), f(E)),
+    "the best units": (lambda: Parts(lambda m, x: m.o(x * (x >= x.topk(3, -1).values[..., -1:])), o=nn.Linear(E, E)), f(E) ** 2),  # noqa: E501
+    "tokens in order": (lambda: Parts(lambda m, x: x.sort(1, descending=True).values - x.median(1, keepdim=True).values), f(E)),  # noqa: E501
+    "units in order": (lambda: Parts(lambda m, x: x.sort(-1).values), f(E)),
+    "places of units": (lambda: Parts(lambda m, x: x.gather(-1, x.argsort(-1))), 1),
+    "the largest of all": (lambda: Parts(lambda m, x: x / x.max()), f(E)),
+    "the best experts": (lambda: Parts(routed, g=nn.Linear(E, 3), e=nn.ModuleList([nn.Linear(E, E) for _ in range(3)])), f(E)),  # noqa: E501
+    "the best tokens": (lambda: Parts(best_tokens, score=nn.Linear(E, 1)), f(E)),
+    "sums by group": (
+        lambda: Parts(lambda m, x: torch.zeros(len(x), 3, E).index_add(1, torch.tensor([0, 1, 2, 0, 1, 2]), x)), f(E),
+    ),
+    "dropout left on": (
+        lambda: Parts(lambda m, x: F.dropout(x, 0.5) + F.alpha_dropout(x, 0.5, training=True).tanh()), f(E),
+    ),
+    "dropout in attention": (
+        lambda: Parts(
+            lambda m, x: x + m.o(joined(F.scaled_dot_product_attention(
+                heads(m.q(x)), heads(m.k(x)), heads(m.v(x)), dropout_p=0.5))),
+            **projections(),
+        ),
+        f(E) * ATTENTION,
+    ),
+    "a running sum within blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).cumsum(-1).flatten(2)), f(3)),
+    "a running sum across blocks": (lambda: Parts(lambda m, x: x.unflatten(-1, (3, 4)).cumsum(-2).flatten(2)), f(4)),
+    "channels of a decoder": (
+        lambda: Parts(decoded, l=nn.Linear(E, 128), up=nn.ConvTranspose2d(8, E, 2, 2)), f(E) * f(8),
+    ),
     "float32 in between": (lambda: Parts(lambda m, x: x.float().softmax(-1).type_as(x)), f(E)),
 }  # fmt: skip
 
@@ -308,6 +441,16 @@ def rows_dropped(x):
     return data.torchvision().ops.stochastic_depth(x, 0.5, "row", training=False)
 
 
+def sampled(m, x):
+    """A spatial transformer: places to look at, that the net itself names."""
+    grid = F.affine_grid(m.l(x.mean((2, 3))).view(-1, 2, 3), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def unpooled(m, x):
+    return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
+
+
 CONV = lambda i, o, k=3, **settings: nn.Conv2d(i, o, k, padding=k // 2, **settings)  # noqa: E731
 IMAGES = {  # a block on 8 channels of 8 × 8, and how many orders the whole net has
     "GroupNorm": (lambda: nn.GroupNorm(4, 8), f(4) * f(2) ** 4),
@@ -326,6 +469,25 @@ IMAGES = {  # a block on 8 channels of 8 × 8, and how many orders the whole net
     "patches": (lambda: nn.Sequential(Parts(patches), nn.GroupNorm(1, 32), nn.Conv2d(32, 5, 1)), f(8) * f(5)),
     "windows": (lambda: Parts(windows, norm=nn.LayerNorm(8)), f(8)),
     "upsampled": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), f(8)),
+    "upsampled by cubes": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), f(8)),
+    "sampled": (lambda: Parts(sampled, l=nn.Linear(8, 6)), f(8)),
+    "windows as columns": (
+        lambda: Parts(lambda m, x: m.o(F.unfold(x, 3, padding=1).mT).mT, o=nn.Linear(72, 5)), f(8) * f(5),
+    ),
+    "windows as columns and back": (lambda: Parts(lambda m, x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2)), f(8)),  # noqa: E501
+    "columns of a layer": (
+        lambda: Parts(lambda m, x: F.fold(m.l(x.mean((2, 3))).view(-1, 20, 16), (8, 8), 2, stride=2), l=nn.Linear(8, 320)),  # noqa: E501
+        f(8) * f(5),
+    ),
+    "unpooled": (lambda: Parts(unpooled), f(8)),
+    "padded in a circle": (lambda: Parts(lambda m, x: F.pad(x, (1, 1, 2, 0), mode="circular")), f(8)),
+    "frequencies": (
+        lambda: Parts(
+            lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(m.w), s=(8, 8)),
+            w=nn.Parameter(torch.zeros(8, 8, 5, 2)),
+        ),
+        f(8),
+    ),
     "pooled to places": (lambda: nn.AdaptiveAvgPool2d((2, 3)), f(8)),
     "stochastic depth": (lambda: Parts(lambda m, x: x + rows_dropped(x.relu())), f(8)),
     "channels last": (lambda: Parts(lambda m, x: m.norm(x.permute(0, 2, 3, 1)), norm=nn.LayerNorm(8)), f(8)),

@@ -23,7 +23,7 @@ from paramarket.align.symmetry import (
     reorder_axes,
     sizes,
 )
-from paramarket.align.tracing import REMEDY, Float64, Reads, Trace, of_examples, of_parameter
+from paramarket.align.tracing import REMEDY, Float64, NoDropout, Reads, Trace, of_examples, of_parameter
 from paramarket.base import stream
 from paramarket.errors import ShapeError
 from paramarket.stack import Params, layer_of
@@ -144,8 +144,9 @@ def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> li
     counters = {name: buffer.cpu() for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
     try:
         with torch.no_grad(), _evaluating(net), _float64_by_default(), Float64():
-            said = functional_call(net, {**params, **counters}, (x,))
-        return [leaf for leaf in tree_leaves(said) if isinstance(leaf, Tensor)]
+            said = functional_call(net, {**params, **counters}, (x.clone(),))  # a net may write into its input
+            leaves = [leaf for leaf in tree_leaves(said) if isinstance(leaf, Tensor)]
+            return [torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf for leaf in leaves]
     except ShapeError:
         raise
     except Exception as error:  # each layer has an error of its own for what it cannot read
@@ -154,13 +155,14 @@ def _answers(net: nn.Module, params: Params, x: Tensor, shape: torch.Size) -> li
 
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, and attention in small steps."""
+    """Eval mode, no dropout whatever the mode, and attention in small steps."""
     modes = {module: module.training for module in net.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         net.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with NoDropout():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
@@ -260,6 +262,7 @@ class _Wording:
                 for colour in dict.fromkeys(self.colour(row)[row >= 0].tolist()):
                     self.names.setdefault(colour, self.name(name, k, row, colour))
         self.axes = axes
+        self.whole = self.on_axes_of_their_own()
         self.groups: dict[str, int] = {}
         self.outer: dict[str, str] = {}
         for colour in [*self.names]:
@@ -302,6 +305,17 @@ class _Wording:
             else:
                 merged.append(row)
         return merged
+
+    def on_axes_of_their_own(self) -> set[int]:
+        """The kinds that are all of an axis, one place for each unit: only of these the length can be seen."""
+        found = set()
+        for columns in self.axes.values():
+            colours = set(self.colour(columns[0]).tolist()) if len(columns) == 1 else set()
+            if len(colours) == 1 and NOWHERE not in colours:
+                (colour,) = colours
+                if len(self.kinds[colour].members) == len(columns[0]):
+                    found.add(colour)
+        return found
 
     def name(self, parameter: str, axis: int, row: np.ndarray, colour: int) -> str:
         """The layer in which a kind of units is met first; with its places, if they are not the whole axis."""
@@ -356,7 +370,7 @@ class _Wording:
             (colour,) = colours
             ranks = self.rank[columns[0]]
             size = len(self.kinds[colour].members)
-            if np.array_equal(ranks, np.repeat(np.arange(size), len(ranks) // size)):
+            if colour in self.whole and np.array_equal(ranks, np.repeat(np.arange(size), len(ranks) // size)):
                 return self.names[colour]
         sizes = [len(self.kinds[colour].members) for colour in colours]
         start = dict(zip(colours, np.cumsum([0, *sizes]).tolist(), strict=False))

@@ -33,11 +33,16 @@ _MOVES = """alias as_strided clone contiguous detach diagonal flip lift_fresh mo
     view_as _to_copy"""
 _RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 _REDUCES = "mean sum prod amax amin var std norm linalg_vector_norm logsumexp all any var_mean std_mean"
-_ALONG = "cumsum cumprod cummax logcumsumexp argmax argmin max min"
+_ALONG = "cumsum cumprod cummax cummin logcumsumexp"
+_CHOICES = "max min argmax argmin sort topk kthvalue median nanmedian mode"
+_TRANSFORMS = "_fft_c2c _fft_r2c _fft_c2r"
+_ASSEMBLED = "gather scatter scatter_add scatter_reduce index_add index_copy index_fill"
 _POOLS = re.compile(r"(max_pool|avg_pool|upsample|reflection_pad|replication_pad).*([123])d")
-_POINTWISE = "hardswish hardswish_ hardtanh hardtanh_ elu celu masked_fill masked_fill_ where"
+_POINTWISE = "complex polar hardswish hardswish_ hardtanh hardtanh_ elu celu masked_fill masked_fill_ where"
 _PRODUCTS = re.compile(r"::(mm|addmm|bmm|baddbmm|mv|convolution|_scaled_dot_product\w*)$")
 _BRANCHES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
+_LEAVES = ("tolist", "numpy", "__array__")
+_DROPOUTS = "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d"
 _APART = 2**40  # between places that were always ones, and units that have become one
 _ELSEWHERE = NOWHERE - 2 * _APART  # a place of its own
 
@@ -48,7 +53,7 @@ class Trace(TorchDispatchMode):
     def __init__(self, units: Units) -> None:
         super().__init__()
         self.units = units
-        self.calls = _Calls()
+        self.calls = _Calls(self)
         self.blocks: dict[tuple, Tensor] = {}
         self.used: dict[str, None] = {}
 
@@ -73,20 +78,27 @@ class Trace(TorchDispatchMode):
             self.refuse(kind, ": the net draws at random")
         if not any(_is_followed(tensor) for tensor in given):
             return func(*args, **kwargs)
+        for tensor in given:
+            if hasattr(tensor, "chosen_from"):  # places that something looks at
+                self.freeze(*tensor.chosen_from)
         self.used |= {tensor.parameter: None for tensor in given if hasattr(tensor, "parameter")}
         rule = self.rule(func, kind)
         if rule is None and not func._schema.is_mutable:
             return self.in_smaller_steps(func, kind, args, kwargs)
         if rule is None or "out" in kwargs:
             self.refuse(kind)
-        followed = _is_followed(given[0])
-        before = self.of(given[0]) if func._schema.is_mutable else []
+        wholes = self.wholes(kind, given[0]) if func._schema.is_mutable else []
+        if func._schema.is_mutable and not _is_followed(given[0]):
+            given[0].coordinates = self.of(given[0])  # now: as a constant it is known by its numbers
         out = func(*args, **kwargs)
         said = rule(out, *args, **kwargs)
         moved = kind in _RESHAPES or kind in _MOVES.split()
         if func._schema.is_mutable:
             given[0].source = object()
-            given[0].coordinates = self.written(kind, given[0], followed, before, said[0])
+            given[0].coordinates = said[0]
+            for whole, before in wholes:
+                whole.coordinates = self.put(whole, before, _offsets(given[0]), said[0])
+                whole.source = object()
         else:
             for result, coordinates in zip(tree_leaves(out), said, strict=False):
                 if isinstance(result, Tensor):
@@ -109,19 +121,58 @@ class Trace(TorchDispatchMode):
     def refuse(self, kind: str, why: str = "") -> None:
         call = self.calls.name
         name = repr(call) if call.strip("_") == kind.strip("_") else f"{call!r} (aten.{kind})"
-        why = ": the net branches on data" if kind in _BRANCHES else why
+        why = ": the net branches on data" if kind in _BRANCHES else why or ": there is no rule for it"
         raise ShapeError(f"cannot trace the operation {name}{why}; {REMEDY}.")
 
-    def written(
-        self, kind: str, target: Tensor, followed: bool, before: Coordinates, after: Coordinates
-    ) -> Coordinates:
-        """What an operation in place leaves. A part of a constant, once written to, is known under no other name."""
-        if target.untyped_storage().nbytes() > target.numel() * target.element_size():
-            if not followed:
-                self.refuse(kind)
-            for one in before:
-                self.units.mark(one)
-        return after
+    def wholes(self, kind: str, target: Tensor) -> list[tuple[Tensor, Coordinates]]:
+        """The tensors that a target is a part or a view of, as they were before it is written to."""
+        found = {id(whole): whole for whole in (self.calls.target, target._base) if _is_view(target, whole)}
+        if not found and not _is_followed(target) and target.untyped_storage().nbytes() > target.nbytes:
+            self.refuse(kind, ": it writes into a part of a constant that goes by another name")
+        return [(whole, self.of(whole)) for whole in found.values()]
+
+    def put(self, whole: Tensor, before: Coordinates, written: Tensor, inside: Coordinates) -> Coordinates:
+        """What a tensor holds after a part of it was written to: as if the part and the rest were put together anew.
+
+        written [part]: where in memory the part's entries stand.
+        """
+        outside = [_padded(one, whole.ndim).expand(whole.shape) for one in before]
+        where = _offsets(whole)
+        touched = torch.isin(where, written)
+        places = [touched.movedim(axis, 0).flatten(1).any(1).nonzero().flatten() for axis in range(whole.ndim)]
+        box = [len(own) for own in places]
+        if math.prod(box) != written.numel() or int(touched.sum()) != written.numel():
+            self.refuse(self.calls.name, ": it writes into a part that is no box of places")
+        stands, order = written.flatten().sort()
+        entries = order[torch.searchsorted(stands, _taken(where, places).flatten())]
+        middle = [_padded(one, written.ndim).expand(written.shape).flatten() for one in inside]
+        middle = [_compact(one[entries].view(box)) for one in middle]
+        for axis in reversed(range(whole.ndim)):
+            if box[axis] == whole.shape[axis]:
+                continue
+            others = torch.ones(whole.shape[axis], dtype=torch.bool)
+            others[places[axis]] = False
+            rest = others.nonzero().flatten()
+            around = [_compact(_taken(one, [*places[:axis], rest])) for one in outside]
+            sizes = [*box[:axis], -1, *whole.shape[axis + 1 :]]
+            pieces = [_blank(sizes, axis, len(places[axis]), middle), _blank(sizes, axis, len(rest), around)]
+            (joined,) = self.on_cat(_blank(sizes, axis, len(others), []), pieces, axis)
+            order = torch.cat([places[axis], rest]).argsort()
+            middle = [one.index_select(axis, order) if one.shape[axis] > 1 else one for one in joined]
+        return middle
+
+    def on_index_put(
+        self, out: Tensor, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+    ) -> list[Coordinates]:
+        mask = indices[0]
+        if len(indices) == 1 and mask is not None and mask.dtype == torch.bool and values.numel() == 1:
+            at = [_padded(one, mask.ndim) for one in self.of(mask)]
+            return [self.meet(self.of(x), [one.view(*one.shape, *[1] * (x.ndim - mask.ndim)) for one in at])]
+        if accumulate or any(_is_followed(index) for index in indices if index is not None):
+            self.refuse("index_put")
+        return [self.put(x, self.of(x), _offsets(x)[_as_index(indices)], self.of(values))]
+
+    on_index_put_ = on_index_put
 
     def on_new_zeros(self, *args: Any, **kwargs: Any) -> list[None]:
         """A new constant, of the shape of something else."""
@@ -143,9 +194,15 @@ class Trace(TorchDispatchMode):
             return lambda out, *args, **kwargs: self.reduction(_dims(func, args, kwargs), out, args[0])
         if kind in _ALONG.split():
             return lambda out, *args, **kwargs: self.along(_dims(func, args, kwargs), out, args[0])
+        if kind in _CHOICES.split():
+            return lambda out, *args, **kwargs: self.choice(_dims(func, args, kwargs), out, args[0])
+        if kind in _TRANSFORMS.split():
+            return lambda out, *args, **kwargs: self.over_places(_dims(func, args, kwargs), out, args[0])
+        if kind in _ASSEMBLED.split():
+            return lambda out, *args, **kwargs: self.assembled(_dims(func, args, kwargs), out, *args, **kwargs)
         if _POOLS.search(kind):
             count = int(_POOLS.search(kind)[2])
-            return lambda out, x, *args, **kwargs: self.pool(count, out, x)
+            return lambda out, x, *args, **kwargs: self.over_places(range(x.ndim - count, x.ndim), out, x)
         if torch.Tag.pointwise in func.tags or kind in _POINTWISE.split():
             return self.pointwise
         return None
@@ -244,12 +301,17 @@ class Trace(TorchDispatchMode):
         return [blocks]
 
     def freeze(self, coordinates: Coordinates, axes: Sequence[int]) -> Coordinates:
-        """Units along these axes must stay where they are."""
+        """Units along these axes must stay where they are; those of several rows may move row by row."""
         fixed: Coordinates = []
         for one in coordinates:
-            if set(_axes(one)) & set(axes) and (one >= 0).any():
+            own = [axis for axis in _axes(one) if axis in axes]
+            if own and len(own) == len(_axes(one)) and (one >= 0).any():
                 self.units.fix(one)
                 one = torch.where(one < 0, one, NOWHERE - 1 - _APART - one)
+            elif own and (one >= 0).any():
+                self.rows(one, own)
+                for axis in own:
+                    self.units.relate(*_joint(one, _places(one.ndim, axis, one.shape[axis])))
             fixed.append(one)
         return fixed
 
@@ -346,9 +408,19 @@ class Trace(TorchDispatchMode):
         return self.on_cat(out, wide, axis)
 
     def on_index(self, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> list[Coordinates]:
-        if any(_is_followed(index) for index in indices if index is not None):
-            self.refuse("index")
-        return [self.closed([_compact(one.expand(x.shape)[_as_index(indices)]) for one in self.of(x)])]
+        if not any(_is_followed(index) for index in indices if index is not None):
+            return [self.closed([_compact(one.expand(x.shape)[_as_index(indices)]) for one in self.of(x)])]
+        axes = [axis for axis, index in enumerate(indices) if index is not None]
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            self.refuse("index", ": how many entries it takes depends on the data")
+        new = max(index.ndim for index in indices if index is not None)
+        start = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+        kept = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(x)], axes), axes)
+        left = [list(_squeezed(one, axes).shape) for one in kept]
+        read = [one.reshape([*rest[:start], *[1] * new, *rest[start:]]) for one, rest in zip(kept, left, strict=True)]
+        behind = [1] * (out.ndim - start - new)
+        asked = [[_padded(one, new) for one in self.of(index)] for index in indices if index is not None]
+        return [self.meet(read, *([one.view(*one.shape, *behind) for one in own] for own in asked))]
 
     def on_index_select(self, out: Tensor, x: Tensor, axis: int, index: Tensor) -> list[Coordinates]:
         return self.on_index(out, x, [*[None] * (axis % x.ndim), index])
@@ -371,6 +443,11 @@ class Trace(TorchDispatchMode):
     def on_copy_(self, out: Tensor, target: Tensor, source: Tensor, *args: Any) -> list[Coordinates]:
         return [self.of(source)]
 
+    def on__conj(self, out: Tensor, x: Tensor) -> list[Coordinates]:
+        return [self.of(x)]
+
+    on__neg_view = on__conj
+
     def on_as_strided_(self, out: Tensor, x: Tensor, shape: Sequence[int], *args: Any) -> list[Coordinates]:
         if list(shape) != list(x.shape):
             self.refuse("as_strided_")
@@ -387,17 +464,27 @@ class Trace(TorchDispatchMode):
         return [found if results[0].ndim == x.ndim else [_squeezed(one, axes) for one in found]] * len(results)
 
     def along(self, axes: list[int], out: Any, x: Tensor) -> list[Coordinates]:
-        """Running sums, and extremes with their indices: they say something of the places along their axis."""
+        """Running sums: they say something of the places along their axis."""
+        return [self.freeze([_padded(one, x.ndim) for one in self.of(x)], axes)] * len(tree_leaves(out))
+
+    def choice(self, axes: list[int], out: Any, x: Tensor) -> list[Coordinates]:
+        """Extremes, or all values in order. The values do not say where they stood; their indices do, when asked."""
         results = tree_leaves(out)
-        found = self.freeze([_padded(one, x.ndim) for one in self.of(x)], axes)
-        if results[0].shape != x.shape:
-            found = self.reduce(found, axes)
-        return [found if results[0].ndim == x.ndim else [_squeezed(one, axes) for one in found]] * len(results)
+        given = [_padded(one, x.ndim) for one in self.of(x)]
+        found = self.reduce(given, axes)
+        if results[0].ndim == x.ndim:
+            found = self.spread(found, results[0].shape, axes)
+        else:
+            found = [_squeezed(one, axes) for one in found]
+        for result in results:
+            if not result.is_floating_point():
+                result.chosen_from = (given, axes)
+        return [found] * len(results)
 
     def on__softmax(self, out: Tensor, x: Tensor, axis: int, *args: Any) -> list[Coordinates]:
         return [self.normalised(self.of(x), [axis % x.ndim])]
 
-    on__log_softmax = on__softmax
+    on__log_softmax = on__safe_softmax = on__softmax
 
     def normalised(self, coordinates: Coordinates, axes: Sequence[int]) -> Coordinates:
         return self.meet(coordinates, self.reduce(coordinates, axes))
@@ -507,12 +594,76 @@ class Trace(TorchDispatchMode):
         fixed = self.freeze([_padded(one, axes) for one in coordinates], spatial)
         return [_squeezed(one, spatial) for one in self.reduce(fixed, spatial)]
 
-    def pool(self, count: int, out: Any, x: Tensor) -> list[Coordinates]:
-        """Whatever is done to the last `count` axes of every channel alike."""
-        spatial = range(x.ndim - count, x.ndim)
-        kept = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(x)], spatial), spatial)
+    def over_places(self, axes: Sequence[int], out: Any, x: Tensor) -> list[Coordinates]:
+        """Whatever is done along some axes, to all rows alike: pooling, resizing, a Fourier transform."""
+        kept = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(x)], axes), axes)
         results = tree_leaves(out)
-        return [self.spread(kept, results[0].shape, spatial)] * len(results)
+        return [self.spread(kept, results[0].shape, axes)] * len(results)
+
+    def on_max_unpool2d(self, out: Tensor, x: Tensor, index: Tensor, *args: Any) -> list[Coordinates]:
+        axes = range(x.ndim - 2, x.ndim)
+        return [self.meet(*(self.over_places(axes, out, tensor)[0] for tensor in (x, index)))]
+
+    def assembled(self, axes: list[int], out: Tensor, *args: Any, **kwargs: Any) -> list[Coordinates]:
+        """Entries taken from or put to numbered places along one axis: these places stay, and all else meets."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim == out.ndim]
+        for tensor in given:
+            if any(tensor.shape[axis] != n for axis, n in enumerate(out.shape) if axis not in axes):
+                self.refuse("gather or scatter", ": it leaves out some places of the other axes")
+        return [self.meet(*(self.over_places(axes, out, tensor)[0] for tensor in given))]
+
+    def on__trilinear(
+        self, out: Tensor, a: Tensor, b: Tensor, c: Tensor, new_a: Sequence[int], new_b: Sequence[int],
+        new_c: Sequence[int], summed: Sequence[int], *_: Any,
+    ) -> list[Coordinates]:  # fmt: skip
+        wide = [self.with_axes(tensor, new) for tensor, new in ((a, new_a), (b, new_b), (c, new_c))]
+        return [[_squeezed(one, summed) for one in self.reduce(self.meet(*wide), summed)]]
+
+    def with_axes(self, tensor: Tensor, new: Sequence[int]) -> Coordinates:
+        """Coordinates with new axes of length 1."""
+        found = [_padded(one, tensor.ndim) for one in self.of(tensor)]
+        for axis in new:
+            found = [one.unsqueeze(axis) for one in found]
+        return found
+
+    def on__cdist_forward(self, out: Tensor, a: Tensor, b: Tensor, *args: Any) -> list[Coordinates]:
+        return [self.product(self.of(a), [_padded(one, 2).mT for one in self.of(b)])]
+
+    def on_im2col(self, out: Tensor, x: Tensor, *args: Any) -> list[Coordinates]:
+        """Windows of an image: [..., channels × places in a window, windows]."""
+        spatial = (x.ndim - 2, x.ndim - 1)
+        wide = [*x.shape[:-2], out.shape[-2] // x.shape[-3], out.shape[-1]]
+        kept = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(x)], spatial), spatial)
+        found = self.spread(kept, wide, spatial)
+        return [[_compact(one.expand(wide).reshape(out.shape)) for one in found]]
+
+    def on_col2im(self, out: Tensor, x: Tensor, *args: Any) -> list[Coordinates]:
+        wide = [*out.shape[:-2], x.shape[-2] // out.shape[-3], x.shape[-1]]
+        split = [_compact(_padded(one, x.ndim).expand(x.shape).reshape(wide)) for one in self.of(x)]
+        spatial = (out.ndim - 2, out.ndim - 1)
+        return [self.spread(self.reduce(self.freeze(split, spatial), spatial), out.shape, spatial)]
+
+    def on_affine_grid_generator(self, out: Tensor, theta: Tensor, *args: Any) -> list[Coordinates]:
+        kept = self.reduce(self.freeze([_padded(one, 3) for one in self.of(theta)], (1, 2)), (1, 2))
+        examples = [one.view(-1, *[1] * (out.ndim - 1)) for one in kept]
+        return [self.spread(examples, out.shape, range(1, out.ndim))]
+
+    def on_grid_sampler_2d(self, out: Tensor, x: Tensor, grid: Tensor, *args: Any) -> list[Coordinates]:
+        """An image [n, channels, ...] at the places that a grid [n, ..., coordinates] names."""
+        spatial, last = range(2, x.ndim), [x.ndim - 1]
+        read = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(x)], spatial), spatial)
+        asked = self.reduce(self.freeze([_padded(one, x.ndim) for one in self.of(grid)], last), last)
+        return [self.spread(self.meet(read, [one.movedim(-1, 1) for one in asked]), out.shape, spatial)]
+
+    on_grid_sampler_3d = on_grid_sampler_2d
+
+    def on_view_as_complex(self, out: Tensor, x: Tensor) -> list[Coordinates]:
+        last = [x.ndim - 1]
+        return [[_squeezed(one, last) for one in self.over_places(last, out.unsqueeze(-1), x)[0]]]
+
+    def on_view_as_real(self, out: Tensor, x: Tensor) -> list[Coordinates]:
+        pairs = [_padded(one, x.ndim).unsqueeze(-1) for one in self.of(x)]
+        return [self.spread(pairs, out.shape, [x.ndim])]
 
 
 class Reads(Trace):
@@ -545,11 +696,26 @@ class Float64(TorchDispatchMode):
         return func(*args, **in_float64(kwargs))
 
 
+class NoDropout(TorchFunctionMode):
+    """Dropout that a net never turns off is off, as it is in eval mode elsewhere."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name.removesuffix("_") in _DROPOUTS.split():
+            return args[0] if args else kwargs["input"]
+        if name == "scaled_dot_product_attention":
+            args, kwargs = (*args[:4], *([0.0] if len(args) > 4 else []), *args[5:]), {**kwargs}
+            kwargs |= {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
+        return func(*args, **kwargs)
+
+
 def in_float64(kwargs: dict | None) -> dict:
     """The settings of an operation, with float64 for any smaller type."""
     kwargs = kwargs or {}
-    small = kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16)
-    return {**kwargs, "dtype": torch.float64} if small else kwargs
+    if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
+        return {**kwargs, "dtype": torch.float64}
+    return {**kwargs, "dtype": torch.complex128} if kwargs.get("dtype") == torch.complex64 else kwargs
 
 
 def follow(tensor: Tensor, coordinates: Coordinates) -> Tensor:
@@ -574,12 +740,21 @@ def of_examples(x: Tensor) -> Tensor:
 
 
 class _Calls(TorchFunctionMode):
-    """Knows the name of the function that is at work, as the net calls it."""
+    """Knows the name of the function that is at work, as the net calls it, and what is assigned to."""
 
-    name = "?"
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.name = "?"
+        self.target: Tensor | None = None
+        self.trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         self.name = getattr(func, "__name__", str(func))
+        self.target = args[0] if self.name == "__setitem__" else None
+        if self.name in _LEAVES and _is_followed(args[0]):
+            self.trace.refuse(self.name, ": numbers that leave the net are followed no further")
+        if func is F.one_hot and len(args) > 1 and _is_followed(args[0]):  # its check of the range would be a branch
+            return (args[0].unsqueeze(-1) == torch.arange(args[1])).long()
         return func(*args, **(kwargs or {}))
 
 
@@ -613,6 +788,33 @@ def _squeezed(one: Tensor, axes: Sequence[int]) -> Tensor:
 
 def _is_injective(one: Tensor) -> bool:
     return one.unique().numel() == one.numel()
+
+
+def _is_view(part: Tensor, whole: Tensor | None) -> bool:
+    """Whether a tensor is another one's memory, or a piece of it."""
+    if whole is None or whole is part:
+        return False
+    return whole.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+
+
+def _offsets(tensor: Tensor) -> Tensor:
+    """Where in memory every entry stands."""
+    found = torch.tensor(tensor.storage_offset())
+    for length, step in zip(tensor.shape, tensor.stride(), strict=True):
+        found = found.unsqueeze(-1) + step * torch.arange(length)
+    return found
+
+
+def _blank(sizes: list[int], axis: int, length: int, coordinates: Coordinates) -> Tensor:
+    """A tensor without numbers, of which only the shape and the coordinates count."""
+    return follow(torch.zeros(()).expand([*sizes[:axis], length, *sizes[axis + 1 :]]), coordinates)
+
+
+def _taken(one: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Some places of the first axes."""
+    for axis, own in enumerate(places):
+        one = one.index_select(axis, own)
+    return one
 
 
 def _stays(one: Tensor) -> bool:
@@ -651,8 +853,8 @@ def _as_index(indices: Sequence[Tensor | None]) -> tuple:
 
 def _dims(func: Any, args: tuple, kwargs: dict) -> list[int]:
     """The axes that an operation names as its dim, or all."""
-    names = [argument.name for argument in func._schema.arguments]
-    dim = {**dict(zip(names, args, strict=False)), **kwargs}.get("dim")
+    known = {argument.name: argument.default_value for argument in func._schema.arguments}
+    dim = {**known, **dict(zip(known, args, strict=False)), **kwargs}.get("dim")
     axes = args[0].ndim
     if dim is None or dim == []:
         return list(range(axes))
