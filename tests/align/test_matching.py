@@ -1,5 +1,6 @@
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise, permutations, product
 
 import pytest
@@ -72,6 +73,11 @@ def transformer(blocks, units=16, heads=4):
     return stack.vit(1, 8, 10, units=units, heads=heads, blocks=blocks)
 
 
+@cache
+def spec_of(blocks):
+    return permutation_spec(transformer(blocks), images(1))
+
+
 @pytest.fixture(scope="module")
 def trained(digits):
     """{blocks: a pair of transformers trained apart on the digits}."""
@@ -133,7 +139,7 @@ def test_a_planted_order_of_any_net_is_found_exactly(name, matcher):
 @pytest.mark.parametrize("blocks", [2, 6])
 def test_planted_heads_units_and_stream_of_a_transformer_are_found_exactly(trained, blocks, start, case):
     net = transformer(blocks)
-    spec = permutation_spec(net, images(1))
+    spec = spec_of(blocks)
     model = trained[blocks][0] if start == "trained" else stack.take(stack.init(net, 1, seed=case), 0)
     planted = align.random_permutations(spec, model, stream(case, "planted"))
     found = weight_matching(spec, permute(spec, planted, model), model, seed=case)
@@ -144,7 +150,7 @@ def test_planted_heads_units_and_stream_of_a_transformer_are_found_exactly(train
 @pytest.mark.parametrize("blocks", [2, 6])
 def test_a_planted_order_of_a_transformer_is_found_by_what_units_say(trained, blocks, case):
     net = transformer(blocks)
-    spec, model = permutation_spec(net, images(1)), trained[blocks][0]
+    spec, model = spec_of(blocks), trained[blocks][0]
     planted = align.random_permutations(spec, model, stream(case, "planted"))
     found = align.activation_matching(spec, permute(spec, planted, model), model, net=net, x=images(50))
     assert equal(found, planted)
@@ -153,7 +159,7 @@ def test_a_planted_order_of_a_transformer_is_found_by_what_units_say(trained, bl
 @pytest.mark.parametrize("blocks", [2, 6])
 def test_transformers_trained_apart_come_nearer_and_still_answer_the_same(trained, blocks):
     net, (a, b) = transformer(blocks), trained[blocks]
-    spec = permutation_spec(net, images(1))
+    spec = spec_of(blocks)
     for matcher in MATCHERS:
         moved = align.reorder(spec, a, b, matcher=getattr(align, matcher), **how(matcher, net))
         said, before = (stack.forward(net, stack.join([model]), images(20)) for model in (moved, b))

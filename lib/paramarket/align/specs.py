@@ -37,8 +37,8 @@ def permutation_spec(net: nn.Module, example: Tensor) -> PermutationSpec:
 
     example: one batch [n, ...] as the net takes it; only its shape counts, or, of whole numbers, their range too. A
     permutation bears the name of the first layer whose outputs it reorders. What was found is verified: a model of
-    this net with random weights answers as before when all its units are reordered at random (see `verify`). Raises
-    ShapeError naming the operation that cannot be traced.
+    this net with random weights, its dropout off, answers as before when all units are reordered at random
+    (see `verify`). Raises ShapeError naming the operation that cannot be traced, and why.
 
     >>> import torch
     >>> from paramarket import align, stack
@@ -190,7 +190,7 @@ def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> l
     counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
     followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in params.items()}
     with Reads(units) as trace, _evaluating(net):
-        functional_call(net, {**followed, **counters}, (of_examples(x),))
+        functional_call(net, {**followed, **counters}, (of_examples(x.clone()),))
     lengths = sizes(spec, params)
     labels = list(lengths)
     owner = torch.full([len(units.parent)], NOWHERE)
