@@ -116,7 +116,23 @@ def test_parameters_for_an_unknown_notebook_are_refused(tmp_path):
     [
         ("01_train_two_mlps: 3", r"01_train_two_mlps is 3, expected `01_train_two_mlps: \{parameter: value\}`"),
         ("01_train_two_mlps: [width, 3]", r"01_train_two_mlps is \['width', 3\], expected"),
-        ("01_train_two_mlps:", r"01_train_two_mlps is None, expected"),
+        ("01_train_two_mlps: 0", r"01_train_two_mlps is 0, expected"),
+        ("42", r"holds 42, expected `notebook name"),
+        ("0", r"holds 0, expected `notebook name"),
+        ("false", r"holds False, expected"),
+        ("1: {width: 3}", r"unknown notebook 1\."),
+        ("01_train_two_mlps: {width: 3, width: 4}", r"p\.yaml is no readable YAML file \(line 1: 'width' stands there"),
+        ("a: &a [1]\nb: *a", r"p\.yaml is no readable YAML file \(line 2: \*a, write out what it stands for"),
+        ("01_train_two_mlps: {width: 2020-13-45}", r"p\.yaml is no readable YAML file \(month must be in 1"),
+        ("01_train_two_mlps: {width: !!int x}", r"p\.yaml is no readable YAML file"),
+        ("01_train_two_mlps: {width: !!python/name:os.system }", r"p\.yaml is no readable YAML file"),
+        ("01_train_two_mlps: {[1]: 3}", r"p\.yaml is no readable YAML file"),
+        ("[" * 5000, r"p\.yaml is no readable YAML file"),
+        ("a: b: c", r"p\.yaml is no readable YAML file"),
+        ("a: 1\n--- \nb: 2", r"p\.yaml is no readable YAML file"),
+        ("01_train_two_mlps: {width: 2020-12-24}", r"width = datetime\.date\(2020, 12, 24\): give numbers"),
+        ("01_train_two_mlps: {width: !!set {a}}", r"width = \{'a'\}: give numbers"),
+        ("01_train_two_mlps: {1: 3}", r"01_train_two_mlps has a parameter called 1, expected a name"),
         ("- 01_train_two_mlps", r"holds \['01_train_two_mlps'\], expected `notebook name: \{parameter: value\}`"),
         ("01_train_two_mlps: {width: 3", r"p\.yaml is no readable YAML file"),
     ],
@@ -126,6 +142,27 @@ def test_a_parameters_file_of_the_wrong_form_is_named(tmp_path, text, message):
     code, _, err = command("notebooks", "--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")
     assert code == 1
     assert re.match(r"Error: .*" + message, err)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# all of it commented out\n", "~", "{}", "01_one:\n  # value: 5\n", "01_one: {}"]
+)
+def test_nothing_means_no_parameters(tmp_path, text):
+    notebooks.write(tmp_path / "01_one.ipynb")
+    (tmp_path / "p.yaml").write_text(text)
+    words = ("--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")
+    code, out, _ = command("notebooks", tmp_path / "01_one.ipynb", *words)
+    assert code == 0
+    assert "1 of 1 notebooks ran" in out
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: \x00", b"a: '\x07'"])
+def test_a_parameters_file_that_is_no_text_is_named(tmp_path, content):
+    (tmp_path / "p.yaml").write_bytes(content)
+    code, _, err = command("notebooks", "--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")
+    assert code == 1
+    assert re.match(r"Error: .*p\.yaml is no readable YAML file", err)
     assert err.count("\n") == 1
 
 

@@ -4,6 +4,7 @@ Commands import what they need when they run: papermill and nbconvert take secon
 """
 
 import os
+import reprlib
 import shutil
 import subprocess
 import sys
@@ -97,19 +98,51 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
 
 
 def _read_parameters(path: Path, names: Sequence[str]) -> dict[str, dict]:
-    """{notebook name: its parameters} from a YAML file; a name of no chosen notebook is an error."""
+    """{notebook name: its parameters} from a YAML file; a name of no chosen notebook is an error.
+
+    An empty file, or nothing under a name, means no parameters.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is no readable YAML file ({' '.join(str(error).split())}).") from error
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except Exception as error:  # yaml has its own; a date of month 13, or a thousand brackets, end in Python's
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ParameterError(f"{path} is no readable YAML file ({why}).") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ParameterError(f"{path} holds {values!r}, expected `notebook name: {{parameter: value}}`.")
+        raise ParameterError(f"{path} holds {reprlib.repr(values)}, expected `notebook name: {{parameter: value}}`.")
+    found = {}
     for name, parameters in values.items():
         if name not in names:
             raise ParameterError(f"{path}: {unknown('notebook', name, names)}")
-        if not isinstance(parameters, dict):
-            raise ParameterError(f"{path}: {name} is {parameters!r}, expected `{name}: {{parameter: value}}`.")
-    return values
+        found[name] = {} if parameters is None else parameters
+        if not isinstance(found[name], dict):
+            raise ParameterError(
+                f"{path}: {name} is {reprlib.repr(parameters)}, expected `{name}: {{parameter: value}}`."
+            )
+        for parameter in found[name]:
+            if not isinstance(parameter, str):
+                raise ParameterError(f"{path}: {name} has a parameter called {parameter!r}, expected a name.")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML allows and nobody means: a name twice, of which the last would win, and anchors.
+
+    Ten anchors, each ten times the one before, are a list of ten billion entries.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor}, write out what it stands for")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _written_before(out: Path) -> list[str]:

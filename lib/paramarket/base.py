@@ -220,7 +220,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """A path to write to, beside `path`; it takes the name `path` only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    beside = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix[:16]}")  # a name may be as long as names can be
     try:
         yield beside
         os.replace(beside, path)

@@ -1,7 +1,9 @@
 import base64
 import html
 import io
+import os
 import re
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import numpy as np
@@ -124,3 +126,99 @@ def test_a_notebook_without_a_figure_has_no_small_one(tmp_path):
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 01 · Why?")]), tmp_path / "a.ipynb")
     with pytest.raises(errors.DataError, match="shows no figure: was it executed"):
         runs.small_figure(tmp_path / "a.ipynb")
+
+
+NAMES = [
+    "run #1",
+    "50%3f",
+    "a&b",
+    "why?",
+    "mailto:x",
+    "a b",
+    "é ü",
+    "日本",
+    "100%",
+    "a.b",
+    "index",
+    "INDEX",
+    "%23",
+    "a;b=c",
+]
+NAMES += ["'quoted'", 'say "hi"', "<b>", "back\\slash", "~x", "-n", "{{ 7 }}", "x" * 240]
+
+
+def links(index):
+    """Where a browser would go, for each link of a page."""
+    found = re.findall(r'href="([^"]*)"', index)
+    return [unquote(urlsplit(html.unescape(link)).path, errors="surrogateescape") for link in found]
+
+
+def test_any_name_gives_a_link_to_its_own_page(tmp_path):
+    outcomes = []
+    for name in NAMES:
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=[new_markdown_cell(f"# The page of `{name}`")]), path)
+        outcomes.append(runs.RunOutcome(runs.Point(path, path), 1.0, ""))
+    index = runs.build_pages(outcomes, tmp_path / "site")
+    found = set(links(index.read_text()))
+    assert len(found) == len(NAMES)
+    pages = [(tmp_path / "site" / link).read_text() for link in found]
+    for name in NAMES:
+        assert (
+            sum(
+                f"<title>The page of `{html.escape(name)}`".replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+                in page
+                for page in pages
+            )
+            == 1
+        )
+    assert "paramarket: results" in index.read_text()
+
+
+def test_notebooks_of_one_name_in_two_folders_have_a_page_each(tmp_path):
+    outcomes = []
+    for folder in ("one", "two"):
+        path = tmp_path / folder / "a.ipynb"
+        path.parent.mkdir()
+        nbformat.write(new_notebook(cells=[new_markdown_cell(f"# {folder}")]), path)
+        outcomes.append(runs.RunOutcome(runs.Point(path, path), 1.0, "" if folder == "one" else "cell [1] failed"))
+    index = runs.build_pages(outcomes, tmp_path / "site")
+    assert links(index.read_text()) == ["a.html", "a.html", "a-2.html", "a-2.html"]
+    assert "<title>two</title>" in (tmp_path / "site/a-2.html").read_text()
+    assert "| a-2 | **failed** |" in (tmp_path / "site/results.md").read_text()
+
+
+def test_a_name_that_is_no_text_has_a_page_too(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.ipynb")
+    nbformat.write(new_notebook(cells=[]), path)
+    index = runs.build_pages([runs.RunOutcome(runs.Point(path, path), 1.0, "")], tmp_path / "site")
+    assert (tmp_path / "site" / links(index.read_text())[0]).is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"cells": 1}', b"\xff", b"[]"])
+def test_a_notebook_that_was_cut_off_costs_no_other_its_page(tmp_path, content):
+    good = outcome(tmp_path, "a_good")
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# As it was")]), tmp_path / "source.ipynb")
+    broken = tmp_path / "b_cut.ipynb"
+    runs.failed_path(broken).write_bytes(content)
+    cut = runs.RunOutcome(runs.Point(tmp_path / "source.ipynb", broken), 9.0, "the process ended with code -9")
+    index = runs.build_pages([good, cut], tmp_path / "site").read_text()
+    assert "Failed: the process ended with code -9" in index
+    assert "As it was" in index
+    assert "It gains 50" in index
+    (tmp_path / "source.ipynb").write_bytes(content)
+    index = runs.build_pages([good, cut], tmp_path / "again").read_text()
+    assert "Failed: the process ended with code -9" in index
+
+
+@pytest.mark.parametrize(
+    "harm", [{"order": ["gone"]}, {"order": 3}, {"claims": [{}]}, {"results": None}, {"claims": 1}]
+)
+def test_a_damaged_record_is_refused_by_its_notebook_and_has_a_page(tmp_path, harm):
+    record = {**RECORD, **harm}
+    cells = [new_code_cell("r", outputs=[new_output("display_data", data={runs.MIME: record, "text/plain": "gain"})])]
+    path = tmp_path / "a.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    with pytest.raises(errors.DataError, match=r"a\.ipynb holds a damaged record"):
+        runs.read(path)
+    assert runs.build_pages([runs.RunOutcome(runs.Point(path, path), 1.0, "")], tmp_path / "site").is_file()

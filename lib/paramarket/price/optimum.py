@@ -34,23 +34,16 @@ def continuous(values: Any) -> Distribution | None:
     names = ("pdf", "cdf", "sf", "ppf", "isf")
     if not all(hasattr(values, name) for name in names):
         names = ("pdf", "cdf", "ccdf", "icdf", "iccdf")
-    if not all(hasattr(values, name) for name in (*names, "mean", "support")):
+    discrete = any(kind.__name__ == "DiscreteDistribution" for kind in type(values).__mro__)  # it has a pdf, too
+    if discrete or not all(hasattr(values, name) for name in (*names, "mean", "support")):
         return None
     try:
         mean, (low, high) = values.mean(), values.support()
         if np.size(mean) != 1 or np.size(low) != 1 or np.isnan([float(low), float(high)]).any():
             return None
-        ends = np.array([low, high], dtype=np.float64)
-        if (np.asarray(values.pdf(ends[np.isfinite(ends)])) == np.inf).any() and _is_discrete(values):
-            return None
     except (TypeError, ValueError, AttributeError):  # one that is not frozen asks for its parameters
         return None
     return Distribution(*(getattr(values, name) for name in names), float(mean), (float(low), float(high)))
-
-
-def _is_discrete(values: Any) -> bool:
-    """The new ones of whole numbers have a density, too: infinite there."""
-    return hasattr(values, "pmf") and bool(np.asarray(values.pmf(values.support()[0])) > 0)
 
 
 def quantiles(inverse: Callable, shares: Points) -> Float[np.ndarray, " found"]:
@@ -91,7 +84,8 @@ def highest(height: Callable, slope: Callable, bound: Callable, grid: Points) ->
         points, heights = np.append(points, middle), np.append(heights, height(middle))
         low, high = np.append(low, middle), np.append(middle, high)
     order = points.argsort()
-    return _top(points[order], heights[order], height, slope)
+    with np.errstate(all="ignore"):  # a density may be infinite where the support begins
+        return _top(points[order], heights[order], height, slope)
 
 
 def _top(points: Points, heights: Points, height: Callable, slope: Callable) -> float:
@@ -113,7 +107,7 @@ def shortfall(cdf: Callable, low: float, cells: Points) -> Callable[[Points], Po
     """E[(p - x)+] as a function of prices p within the cells: the integral of the distribution function up to p.
 
     low: where the support begins · cells: ascending, from the lowest price on; between two of them the integral is
-    Gauss-Legendre's on eight nodes
+    Gauss-Legendre's on eight nodes, and they are halved as long as that changes it
     """
     from scipy.integrate import quad
 
@@ -125,6 +119,16 @@ def shortfall(cdf: Callable, low: float, cells: Points) -> Callable[[Points], Po
         return half * (np.asarray(cdf(places.ravel())).reshape(places.shape) @ weights)
 
     before = quad(cdf, low, cells[0])[0] if low < cells[0] else 0.0
+    start, end = cells[:-1], cells[1:]
+    sizes = before + np.cumsum(integral(start, end))  # an error is judged by what has been summed up to there
+    while len(start) and len(cells) < MOST_POINTS:
+        middle = (start + end) / 2
+        change = np.abs(integral(start, end) - integral(start, middle) - integral(middle, end))
+        coarse = change > 1e-11 * np.abs(sizes)
+        start, middle, end, sizes = start[coarse], middle[coarse], end[coarse], sizes[coarse]
+        cells = np.union1d(cells, middle)
+        start, end = np.concatenate([start, middle]), np.concatenate([middle, end])
+        sizes = np.concatenate([sizes, sizes])
     sums = before + np.append(0.0, np.cumsum(integral(cells[:-1], cells[1:])))
 
     def at(points: Points) -> Points:

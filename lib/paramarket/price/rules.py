@@ -193,7 +193,7 @@ def fixed_price(buyers: Any, sellers: Any) -> Fixed:
 
     shares = expit(np.array([-np.inf, *np.linspace(-30, 30, 121), np.inf]))
     grid = np.unique(np.concatenate([quantiles(v.ppf, shares), quantiles(c.ppf, shares)]))
-    cells = np.append(np.linspace(grid[:-1], grid[1:], 16, endpoint=False).T.ravel(), grid[-1])
+    cells = np.append(np.linspace(grid[:-1], grid[1:], 4, endpoint=False).T.ravel(), grid[-1])
     buyers_below = shortfall(v.cdf, v.support[0], cells)
     sellers_below = shortfall(c.cdf, c.support[0], cells)
 

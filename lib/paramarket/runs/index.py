@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from paramarket.base import atomic
 from paramarket.errors import DataError
@@ -14,12 +15,13 @@ from paramarket.runs.records import read
 from paramarket.runs.results import results_list
 from paramarket.runs.sweep import RunOutcome, failed_path
 
+_PLAIN = " !$&'()*+,;=<>@[]^`{|}~"  # in a link these stand for themselves; a #, ?, % or : would not
 _INDEX = """\
 <h1>paramarket: results</h1>
 <p>Numbers are means, with 95 % intervals in brackets.
 {% if total %}{{ count }} claims in all: {{ total }}. {{ chance }}{% endif %}</p>
 {% for entry in entries %}
-<div class="entry"><h2><a href="{{ entry.name }}.html">{{ entry.title }}</a></h2>
+<div class="entry"><h2><a href="{{ entry.link }}">{{ entry.title }}</a></h2>
 {% if entry.error %}<p class="error">Failed: {{ entry.error }}</p>{% endif %}
 {% if entry.answer %}<p class="answer">{{ entry.answer }}</p>{% endif %}
 {% if entry.claims %}
@@ -31,9 +33,9 @@ _INDEX = """\
 </table></details>
 {% endif %}
 {% if entry.figure %}
-<a href="{{ entry.name }}.html"><img alt="headline figure" src="data:image/png;base64,{{ entry.figure }}"></a>
+<a href="{{ entry.link }}"><img alt="headline figure" src="data:image/png;base64,{{ entry.figure }}"></a>
 {% endif %}
-<p><a href="{{ entry.name }}.html">Read the notebook</a>.
+<p><a href="{{ entry.link }}">Read the notebook</a>.
 It ran for {{ "%.1f" | format(entry.seconds / 60) }} minutes.</p>
 </div>
 {% endfor %}
@@ -46,9 +48,10 @@ def build_pages(outcomes: Sequence[RunOutcome], folder: Path | str) -> Path:
     in_order = sorted(outcomes, key=lambda outcome: str(outcome.point.notebook))
     entries, records, claims = [], {}, []
     for outcome in in_order:
-        entry, found = _entry(outcome, folder)
+        name = _free_name(Path(outcome.point.notebook).stem, {"index", *records})
+        entry, found = _entry(outcome, folder, name)
         entries.append(entry)
-        records[entry["name"]] = outcome.error or found["results"]
+        records[name] = outcome.error or found["results"]
         claims.extend(found["claims"])
     count = len(claims)
     index = fill(_INDEX, entries=entries, count=count, total=count_verdicts(claims), chance=granted_by_chance(count))
@@ -57,14 +60,18 @@ def build_pages(outcomes: Sequence[RunOutcome], folder: Path | str) -> Path:
     return folder / "index.html"
 
 
-def _entry(outcome: RunOutcome, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All the index says of one notebook, and its record; its own page is written on the way."""
-    import nbformat
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """The name for a page: a notebook may be called index, or like one in another folder."""
+    free, number = name, 1
+    while free.lower() in {each.lower() for each in taken}:
+        number += 1
+        free = f"{name}-{number}"
+    return free
 
-    name, output = Path(outcome.point.notebook).stem, Path(outcome.point.output)
-    executed = failed_path(output) if outcome.error and failed_path(output).is_file() else output
-    source = executed if executed.is_file() else Path(outcome.point.notebook)
-    notebook = nbformat.read(source, as_version=4)
+
+def _entry(outcome: RunOutcome, folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All the index says of one notebook, and its record; its own page is written on the way."""
+    source, notebook = _executed(outcome)
     title = title_of(notebook) or name
     _write(folder / f"{name}.html", page(notebook, title))
     try:
@@ -72,7 +79,7 @@ def _entry(outcome: RunOutcome, folder: Path) -> tuple[dict[str, Any], dict[str,
     except DataError:
         found = {"answer": "", "claims": [], "results": {}}
     entry = {
-        "name": name,
+        "link": quote(f"{name}.html", safe=_PLAIN, errors="surrogateescape"),
         "title": title,
         "answer": found["answer"],
         "verdicts": count_verdicts(found["claims"]),
@@ -82,6 +89,24 @@ def _entry(outcome: RunOutcome, folder: Path) -> tuple[dict[str, Any], dict[str,
         "figure": headline_figure(notebook),
     }
     return entry, found
+
+
+def _executed(outcome: RunOutcome) -> tuple[Path, Any]:
+    """The notebook as it ran, or as far as it got; if nothing of that can be read, as it was, or an empty one."""
+    import nbformat
+
+    output = Path(outcome.point.output)
+    for path in (failed_path(output), output) if outcome.error else (output,):
+        if path.is_file():
+            try:
+                return path, nbformat.read(path, as_version=4)
+            except Exception:  # one that was cut off as it was written must not cost the pages of all others
+                continue
+    path = Path(outcome.point.notebook)
+    try:
+        return path, nbformat.read(path, as_version=4)
+    except Exception:
+        return path, nbformat.v4.new_notebook()
 
 
 def small_figure(path: Path | str) -> bytes:
@@ -103,4 +128,4 @@ def small_figure(path: Path | str) -> bytes:
 
 def _write(path: Path, text: str) -> None:
     with atomic(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="replace")  # of a file whose name is no text

@@ -133,16 +133,21 @@ def _cpu_name() -> str:
 def read(path: Path | str) -> dict[str, Any]:
     """The record of an executed notebook: parameters, answer, claims, results, environment.
 
-    Raises DataError if the notebook holds none.
+    Raises DataError if the notebook holds none, or a damaged one.
     """
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        records = [output[MIME] for output in outputs if MIME in output]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no readable notebook ({error}).") from error
-    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    records = [output[MIME] for output in outputs if MIME in output]
     if not records:
         raise DataError(f"{path} holds no record: was it executed to its end?")
     last = records[-1]
-    in_order = {name: last["results"][name] for name in last["order"]}  # JSON in notebooks is sorted by name
-    return last | {"results": in_order}
+    try:
+        in_order = {name: last["results"][name] for name in last["order"]}  # JSON in notebooks is sorted by name
+        for each in last["claims"]:
+            shown_number(each, in_order)
+        return {"answer": "", **last, "results": in_order}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} holds a damaged record ({error!r}): run the notebook again.") from error

@@ -144,7 +144,10 @@ def _name_the_cell(path: Path, error: str) -> str:
     """The cell at which a half-run notebook stopped, counted as Jupyter counts, and what it raised; else `error`."""
     import nbformat
 
-    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    try:
+        cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    except Exception:  # it was cut off as it was written
+        cells = []
     cells = [cell for cell in cells if cell.cell_type == "code"]
     last = 0
     for number, cell in enumerate(cells, start=1):
