@@ -62,6 +62,7 @@ def weight_matching(
     {'1': tensor([2, 0, 1])}
     """
     _comparable(target, source)
+    target, source = stack.single(target), stack.single(source)
     p = identity(spec, source)
     memory: dict = {}
     families = _families(spec, p)
@@ -102,6 +103,7 @@ def weight_products(
     known: only parameters whose every other axis has one of these permutations. memory: products to use again as long
     as the neighbours keep their order; give the same dict at every call. The result stays where the models are.
     """
+    target, source = stack.single(target), stack.single(source)
     memory = {} if memory is None else memory
     total = stack.place(torch.zeros(len(p[label]), len(p[label])), target)
     for name, axes in spec.axes.items():
@@ -292,6 +294,7 @@ def activation_matching(
     Per layer one assignment on the products E[z_A z_Bᵀ] of what the next layers read (Git Re-Basin, section 3.1).
     """
     _comparable(target, source)
+    target, source = stack.single(target), stack.single(source)
     p = identity(spec, source)
     products = activation_products(spec, target, source, net=net, x=x)
     for family in _families(spec, p):
@@ -338,7 +341,7 @@ def match_many(
         improved = False
         for k in visits:
             others = [permute(spec, p[j], own[j]) for j in range(len(own)) if j != k]
-            mean = stack.map(lambda tensor: tensor.mean(dim=0), stack.join(others))
+            mean = stack.map(lambda tensor: tensor.mean(dim=0), stack.single(stack.join(others)))
             new = matcher(spec, mean, own[k], **settings)
             after = inner_product(mean, permute(spec, new, own[k]))
             before = inner_product(mean, permute(spec, p[k], own[k]))
