@@ -15,7 +15,7 @@ from paramarket.__main__ import HOME
 LIB = HOME / "lib/paramarket"
 # The rooms in the order of the story: each imports only from rooms above its own.
 ROOMS = ["errors", "base", "data", "stack", "train", "align", "merge", "cka", "specialists", "smat", "soup"]
-ROOMS += ["price", "market", "decide", "plot", "teach", "runs", "__main__"]
+ROOMS += ["price", "market", "contract", "decide", "plot", "teach", "runs", "__main__"]
 # What no notebook of ours calls, and stays all the same: for readers' own notebooks.
 OFFERED = {
     "align.random_permutations": "any element of a net's symmetry, to plant and to find again",
@@ -23,6 +23,7 @@ OFFERED = {
     "align.verify": "whether a spec written by hand is right",
     "cka.rbf_cka": "similarity with another kernel",
     "cka.StreamingCKA": "similarity where the examples do not fit into memory at once",
+    "contract.extensive_form": "the games as Gambit reads them, to solve them with other means",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }
@@ -31,7 +32,8 @@ FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.in
 FIRST_MET += ["stack.map", "stack.mix", "stack.forward", "train.fit", "train.evaluate", "align.permutation_spec"]
 FIRST_MET += ["align.permute", "align.weight_matching", "merge.path", "merge.barrier", "merge.average"]
 FIRST_MET += ["cka.linear_cka", "specialists.specialise", "smat.interpolate", "soup.specialists", "price.posted_price"]
-FIRST_MET += ["price.settle", "market.Terms", "market.revert", "decide.compatibility", "runs.claim"]
+FIRST_MET += ["price.settle", "market.Terms", "market.revert", "contract.judge", "contract.equilibria"]
+FIRST_MET += ["decide.compatibility", "runs.claim"]
 OPENED_LATE = {"plot"}  # faces whose files open when one of their names is first asked for
 PATHS = {
     ".".join(path.relative_to(LIB).with_suffix("").parts).removesuffix(".__init__"): path

@@ -1,0 +1,32 @@
+"""Sharing models, predictions, both or nothing: the games that contracts make, which one two firms sign, what leaks."""
+
+from paramarket.contract.equilibria import CONTRACTS, Equilibria, Payoffs, equilibria, payoffs
+from paramarket.contract.extensive import extensive_form
+from paramarket.contract.terms import Transfer, Verdict, judge, transfer
+from paramarket.contract.worlds import (
+    World,
+    both_right,
+    correlation_world,
+    measured_world,
+    two_hypotheses_world,
+    world,
+)
+
+__all__ = [
+    "CONTRACTS",
+    "Equilibria",
+    "Payoffs",
+    "Transfer",
+    "Verdict",
+    "World",
+    "both_right",
+    "correlation_world",
+    "equilibria",
+    "extensive_form",
+    "judge",
+    "measured_world",
+    "payoffs",
+    "transfer",
+    "two_hypotheses_world",
+    "world",
+]
