@@ -95,7 +95,7 @@ def test_two_hypotheses_have_their_closed_forms():
 
 def test_one_old_case_where_the_papers_payoffs_are_and_are_not_those_of_an_equilibrium():
     """Theorem 5.2's point. Its vectors for none and full are the game's. That for train lacks a factor 1 - lam in one
-    term, and that for infer is no equilibrium's (the only payoffs are those below, and Gambit finds the same)."""
+    term, and that for infer is no equilibrium's: Gambit finds the same as we do (see test_extensive.py)."""
     p, k, lam, mu = exact("1/16", "201/2048", "1/64", "29/64")
     world = contract.two_hypotheses_world(p, k, lam, mu, one_sample=True)
     found = {name: [tuple(map(float, row[:2])) for row in outcomes(world, name)] for name in contract.CONTRACTS}

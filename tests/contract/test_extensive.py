@@ -57,6 +57,23 @@ def test_gambit_finds_them_at_the_point_where_only_predictions_are_shared():
         assert {tuple(each[2]) for each in theirs} == set(map(tuple, contract.equilibria(world, name).payoff))
 
 
+def test_gambit_finds_what_shared_predictions_are_worth_at_theorem_5_2s_point():
+    """Once signals are public, each pair of them is a game of its own, and small enough for Gambit."""
+    numbers = [Fraction(text) for text in ("1/16", "201/2048", "1/64", "29/64")]
+    world = contract.two_hypotheses_world(*numbers, one_sample=True)
+    sums = {(Fraction(0), Fraction(0))}
+    for first, second in np.ndindex(2, 2):
+        seen = world.prior * world.inference[:, :, first, second].sum(axis=1)
+        inference = np.zeros_like(world.inference)
+        for w in np.flatnonzero(seen > 0):
+            chances = world.inference[w, :, first, second]
+            inference[w, :, first, second] = chances / chances.sum()
+        only = contract.World(seen / seen.sum(), world.training, inference, world.reward, world.cost)
+        theirs = {tuple(payoffs) for *_, payoffs in gambits(contract.extensive_form(only, "none"), "none")}
+        sums = {(a + seen.sum() * x, b + seen.sum() * y) for a, b in sums for x, y in theirs}
+    assert sums == set(map(tuple, contract.equilibria(world, "infer").payoff))
+
+
 def test_floats_are_written_as_the_fractions_that_they_are():
     text = contract.extensive_form(contract.correlation_world(0.8, 0.7, [0.56]), "none")
     chances = re.findall(r'" (\d+/\d+)', text.splitlines()[1])

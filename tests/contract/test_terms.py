@@ -192,3 +192,21 @@ def test_the_surplus_of_full_sharing_has_its_closed_form(one, other):
     else:
         assert surplus == pytest.approx(0)
         assert np.isnan(paid)
+
+
+def test_a_contract_is_signed_up_to_the_running_cost_that_it_is_worth():
+    """At alpha = .9, beta = .85, C = 2.5 sharing predictions is worth 62/1600 to firm 1 and 202/1600 to firm 2."""
+    alpha, beta, both, cost = map(Fraction, ["9/10", "17/20", "153/200", "5/2"])
+    world = contract.correlation_world(alpha, beta, [both], cost=cost)
+    worth = Fraction(291 - 229, 1600)
+    for paid, expected in ((worth, "infer"), (worth + Fraction(1, 10**9), "none = train")):
+        assert contract.judge(world, {"infer": paid, "full": paid + 1}).label == expected
+    assert contract.judge(world, {"none": 0, "full": Fraction(1, 10**9)}).label == "infer"
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"), [({"ful": 1}, "Did you mean 'full'"), ({"full": -1}, "expected 0 or more")]
+)
+def test_a_wrong_running_cost_is_refused(costs, message):
+    with pytest.raises(ParameterError, match=message):
+        contract.judge(contract.correlation_world(0.8, 0.7, [0.56]), costs)

@@ -1,7 +1,9 @@
 import matplotlib.colors
+import pytest
 import torch
 
 from paramarket import merge, plot, stack
+from paramarket.errors import ParameterError
 
 
 def test_a_heatmap_writes_every_number_on_one_scale(drawn):
@@ -49,3 +51,15 @@ def test_a_loss_plane_marks_the_three_models_where_they_lie(drawn):
     distances = plane.corners.norm(dim=1)[1:].tolist()
     away = [f"{name}\n{far:.0f} away" for name, far in zip("BC", distances, strict=True)]
     assert [text.get_text() for text in axis.texts] == ["A", *away]
+
+
+def test_a_map_of_categories_colours_each_place_and_names_those_that_occur():
+    places = stack.grid(x=[0.0, 1.0], y=[0.0, 0.5, 1.0])
+    places["what"] = ["a", "a", "c", "a", "c", "c"]
+    axis = plot.category_map(places, "x", "y", "what", ["a", "b", "c"], "title")
+    (mesh,) = axis.collections
+    assert mesh.get_array().tolist() == [[0, 0], [0, 2], [2, 2]]  # a row for each y, a column for each x
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "c"]
+    assert len({tuple(mesh.cmap(mesh.norm(code))) for code in range(3)}) == 3
+    with pytest.raises(ParameterError, match=r"no colour for \['c'\]"):
+        plot.category_map(places, "x", "y", "what", ["a", "b"], "title")

@@ -1,5 +1,6 @@
 """Which contract two firms would sign: dominance, individual rationality, Pareto optimality; and a payment on top."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,8 @@ from jaxtyping import Bool, Shaped
 
 from paramarket import stack
 from paramarket.contract.equilibria import CONTRACTS, TIE, chunks, solve
-from paramarket.contract.worlds import World, flatten, front_axes
+from paramarket.contract.worlds import Numbers, World, flatten, front_axes
+from paramarket.errors import ParameterError, unknown
 
 
 class Verdict(NamedTuple):
@@ -40,13 +42,16 @@ class Transfer(NamedTuple):
     paid: float | np.ndarray
 
 
-def judge(world: World) -> Verdict:
+def judge(world: World, running_costs: Mapping[str, Numbers] | None = None) -> Verdict:
     """Which contracts dominate which, and which two firms would sign (Gafni, Gradwohl, Tennenholtz 2024, section 2).
 
     Contract c *dominates* d if, whatever both firms have observed in training (with a positive probability), there is
     an equilibrium of c in which each has at least the interim utility of *every* equilibrium of d. It dominates it
     strictly if d does not dominate c. Utilities are interim: a firm that has trained knows what it has seen. Ex ante,
     before training, other contracts would look good.
+    running_costs: what it costs each firm to run a contract, by its name, in the unit of rewards (our extension); what
+    is not named costs nothing
+    Raises ParameterError for the cost of an unknown contract, and for one below 0 or not finite.
 
     >>> from paramarket import contract
     >>> for one_sample in (False, True):  # whatever training can tell, or one labelled case
@@ -56,7 +61,8 @@ def judge(world: World) -> Verdict:
     full
     """
     front = front_axes(world)
-    blocks = [_dominance(batch) for batch in chunks(flatten(world))]
+    running = _running(running_costs or {})
+    blocks = [_dominance(batch, running) for batch in chunks(flatten(world))]
     dominates = np.concatenate(blocks).reshape(*front, 4, 4)
     strictly = dominates & ~dominates.swapaxes(-1, -2)
     rational = dominates[..., :, 0].copy()
@@ -85,17 +91,31 @@ def transfer(gain_first: float | np.ndarray, gain_second: float | np.ndarray) ->
     return Transfer(surplus[()], paid[()])
 
 
-def _dominance(batch: World) -> Bool[np.ndarray, "B 4 4"]:
+def _running(costs: Mapping[str, Numbers]) -> list[Numbers]:
+    for name, cost in costs.items():
+        if name not in CONTRACTS:
+            raise ParameterError(unknown("contract", name, CONTRACTS))
+        if not 0 <= cost < np.inf:
+            raise ParameterError(f"the running cost of {name!r} is {cost}: expected 0 or more.")
+    return [costs.get(name, 0) for name in CONTRACTS]
+
+
+def _dominance(batch: World, running: list[Numbers]) -> Bool[np.ndarray, "B 4 4"]:
     exact = batch.prior.dtype == object
     solved = [solve(batch, contract) for contract in CONTRACTS]
-    most_first = np.stack([each.utility_first.max(axis=2).sum(axis=1) for each in solved], axis=1)  # [B, 4, Z1]
-    most_second = np.stack([each.utility_second.max(axis=2).sum(axis=1) for each in solved], axis=1)
+    # [B, 4, Z1] and [B, 4, Z2]: the highest interim utility of any equilibrium.
+    most_first = [each.utility_first.max(axis=2).sum(axis=1) - paid for each, paid in zip(solved, running, strict=True)]
+    most_second = [
+        each.utility_second.max(axis=2).sum(axis=1) - paid for each, paid in zip(solved, running, strict=True)
+    ]
+    most_first, most_second = np.stack(most_first, axis=1), np.stack(most_second, axis=1)
     tie = 0 if exact else TIE * max(batch.reward.max(), batch.cost.max(), 1e-300)
     possible = np.einsum("nw,nwab->nab", batch.prior, batch.training) > 0
     dominates = np.ones((len(batch.prior), 4, 4), dtype=bool)
     for z1, z2 in np.ndindex(possible.shape[1:]):
         for c, each in enumerate(solved):
             first, second = _combined(each.utility_first[..., z1], each.utility_second[..., z2])
+            first, second = first - running[c], second - running[c]
             enough_first = first[:, None] >= most_first[:, :, z1, None] - tie  # [B, d, combinations]
             enough_second = second[:, None] >= most_second[:, :, z2, None] - tie
             better = (enough_first & enough_second).any(axis=-1)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from paramarket.plot.images import filters, image_row
     from paramarket.plot.lines import curves, labels_curve, panels, sweeps
     from paramarket.plot.look import COLOURS, controls, headline, interval95, percent, style
-    from paramarket.plot.maps import cka_heatmap, harm_table, loss_plane, matrices, share_map
+    from paramarket.plot.maps import category_map, cka_heatmap, harm_table, loss_plane, matrices, share_map
     from paramarket.plot.scatter import method_plane
 
 __all__ = [
     "COLOURS",
     "PriceRow",
+    "category_map",
     "cka_heatmap",
     "class_accuracy",
     "class_arrows",

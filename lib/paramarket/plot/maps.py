@@ -7,11 +7,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from paramarket.base import interval
+from paramarket.errors import ParameterError
 from paramarket.merge import Plane
-from paramarket.plot.look import headline
+from paramarket.plot.look import COLOURS, headline
 
 
 def cka_heatmap(
@@ -107,3 +111,28 @@ def loss_plane(plane: Plane, losses: Float[Tensor, " models"], corners: Sequence
     axis.set(title=title, xlabel="distance between weights", ylabel="distance between weights", aspect="equal")
     axis.grid(visible=False)
     plt.show()
+
+
+def category_map(
+    table: pd.DataFrame, x: str, y: str, category: str, order: Sequence[str], title: str, axis: Axes | None = None
+) -> Axes:
+    """What holds where: a map whose colours are categories, one row of the table a place.
+
+    x, y: columns of numbers, every pair of them once · category: a column of texts · order: the categories that get a
+    colour, in this order on every map, so that maps can be compared; the legend holds those that occur
+    Raises ParameterError for a category without a colour.
+    """
+    missing = set(table[category]) - set(order)
+    if missing:
+        raise ParameterError(f"no colour for {sorted(missing)}: name every category in `order`.")
+    codes = table[category].map({name: code for code, name in enumerate(order)})
+    wide = table.assign(code=codes).pivot(index=y, columns=x, values="code")
+    axis = plt.subplots(figsize=(6.4, 4.4))[1] if axis is None else axis
+    colours = [*COLOURS, *sns.color_palette("pastel")][: len(order)]
+    look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(order) - 0.5, "shading": "nearest"}
+    axis.pcolormesh(wide.columns, wide.index, wide.to_numpy(), rasterized=True, **look)
+    axis.grid(visible=False)
+    axis.set(xlabel=x, ylabel=y, title=title)
+    present = [Patch(color=colours[code], label=name) for code, name in enumerate(order) if (codes == code).any()]
+    axis.legend(handles=present, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return axis
