@@ -142,6 +142,13 @@ def test_an_example_is_compared_with_those_others_that_never_saw_it():
             assert found[k, i].item() == pytest.approx(scores[k, i].item() - usual, abs=1e-5)
 
 
+@given(st.floats(-50, 50, width=32), st.integers(0, 99))
+def test_scores_that_are_equal_everywhere_leave_exactly_nothing(score, seed):
+    """A rounding error that hung on who is a member would be found by an attack."""
+    member = torch.rand(8, 40, generator=base.stream(seed, "members")) < 0.5
+    assert (contract.against_others(torch.full(member.shape, score), member) == 0).all()
+
+
 def test_what_is_easy_for_all_alike_is_no_matter():
     member = some_membership()
     member[0] = False  # so that each example has a model that never saw it
@@ -293,6 +300,17 @@ def test_a_model_does_not_hang_on_those_beside_it():
     three = private(splits, copies=3, noise=torch.ones(3), **how)
     two = private(splits[:2], copies=2, noise=torch.ones(2), **how)
     assert distance(stack.take(three, slice(2)), two).max() < 1e-5
+
+
+def test_every_example_takes_part_with_the_same_chance():
+    """Equal examples pull in one direction: how far the weights went tells how many there were, 500 of 2,000 or so."""
+    one = some_split(n=1)
+    alike = data.Split(one.x.expand(2000, -1), one.y.expand(2000))
+    found = private([alike, alike], steps=1, batch=500, clip=1e-2)
+    taking_part = distance(found, stack.init(NET, 2, seed=0)) * 500 / (0.5 * 1e-2)
+    assert taking_part.tolist() == pytest.approx(taking_part.round().tolist(), abs=0.2)
+    assert taking_part.tolist() == pytest.approx([500, 500], abs=100)  # five standard deviations
+    assert taking_part[0] != taking_part[1]
 
 
 def test_a_step_without_examples_is_noise_alone():

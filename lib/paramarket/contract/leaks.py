@@ -106,12 +106,13 @@ def against_others(scores: Float[Tensor, "K n"], member: Bool[Tensor, "K n"]) ->
     are the attacker's reference models, trained alike on other examples. An example that all others saw is compared
     with the mean over what they never saw.
     """
-    out = (~member).to(scores)
-    held = out * scores
+    out = (~member).double()
+    held = out * scores  # float64 adds these float32 exactly: a rounding would tell who is a member
     number = out.sum(dim=0) - out
     total = held.sum(dim=0) - held
     overall = total.sum(dim=1, keepdim=True) / number.sum(dim=1, keepdim=True).clamp_min(1)
-    return scores - torch.where(number > 0, total / number.clamp_min(1), overall)
+    usual = torch.where(number > 0, total / number.clamp_min(1), overall)
+    return (scores - usual).to(scores)
 
 
 @torch.no_grad()
