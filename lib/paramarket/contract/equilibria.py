@@ -147,7 +147,7 @@ def solve(batch: World, contract: str) -> Solved:
     joint = np.einsum("nw,nwab,nwtij->ntabij", batch.prior, batch.training, batch.inference)
     score = _arrange(_scores(joint, batch), contract)  # [B, P, 2, H1, H2]
     reach = _arrange(joint.sum(axis=1)[:, None], contract)[:, :, 0]  # [B, P, H1, H2]
-    tie = 0 if joint.dtype == object else TIE * max(batch.reward.max(), batch.cost.max(), 1e-300)
+    tie = tolerance(batch)[:, None, None, None]
 
     plans_first, plans_second = _plans(score.shape[-2]), _plans(score.shape[-1])
     if len(plans_first) * len(plans_second) > MOST_PROFILES:
@@ -178,6 +178,12 @@ def solve(batch: World, contract: str) -> Solved:
         trade=(acts * reach[:, :, None]).sum(axis=(-1, -2)),
         count=count,
     )
+
+
+def tolerance(batch: World) -> Shaped[np.ndarray, " B"]:
+    """What two amounts may differ by and count as equal: nothing between fractions, rounding between floats."""
+    highest = np.maximum(batch.reward.max(axis=1), batch.cost.max(axis=1))
+    return 0 * highest if highest.dtype == object else TIE * highest
 
 
 def _scores(joint: np.ndarray, batch: World) -> np.ndarray:
@@ -232,7 +238,7 @@ def _worth(score: np.ndarray, rival: np.ndarray) -> np.ndarray:
 
 
 def _no_regret(
-    worth: np.ndarray, plans: np.ndarray, reached: np.ndarray, tie: float
+    worth: np.ndarray, plans: np.ndarray, reached: np.ndarray, tie: np.ndarray
 ) -> Bool[np.ndarray, "B P rival own"]:
     """Whether no action of a plan could be bettered, against each plan of the rival; 0 where nothing is ever seen."""
     gain = worth[:, :, 1] - worth[:, :, 0]  # of action 1 over action 0: [B, P, rival's plans, H]

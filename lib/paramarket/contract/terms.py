@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Shaped
 
 from paramarket import stack
-from paramarket.contract.equilibria import CONTRACTS, TIE, chunks, solve
+from paramarket.contract.equilibria import CONTRACTS, TIE, chunks, solve, tolerance
 from paramarket.contract.worlds import Numbers, World, flatten, front_axes
 from paramarket.errors import ParameterError, unknown
 
@@ -101,15 +101,13 @@ def _running(costs: Mapping[str, Numbers]) -> list[Numbers]:
 
 
 def _dominance(batch: World, running: list[Numbers]) -> Bool[np.ndarray, "B 4 4"]:
-    exact = batch.prior.dtype == object
     solved = [solve(batch, contract) for contract in CONTRACTS]
-    # [B, 4, Z1] and [B, 4, Z2]: the highest interim utility of any equilibrium.
-    most_first = [each.utility_first.max(axis=2).sum(axis=1) - paid for each, paid in zip(solved, running, strict=True)]
-    most_second = [
-        each.utility_second.max(axis=2).sum(axis=1) - paid for each, paid in zip(solved, running, strict=True)
-    ]
-    most_first, most_second = np.stack(most_first, axis=1), np.stack(most_second, axis=1)
-    tie = 0 if exact else TIE * max(batch.reward.max(), batch.cost.max(), 1e-300)
+    most_first, most_second = [], []  # the highest interim utility of any equilibrium, by contract
+    for each, paid in zip(solved, running, strict=True):
+        most_first.append(each.utility_first.max(axis=2).sum(axis=1) - paid)
+        most_second.append(each.utility_second.max(axis=2).sum(axis=1) - paid)
+    most_first, most_second = np.stack(most_first, axis=1), np.stack(most_second, axis=1)  # [B, 4, Z]
+    tie = tolerance(batch)[:, None, None]
     possible = np.einsum("nw,nwab->nab", batch.prior, batch.training) > 0
     dominates = np.ones((len(batch.prior), 4, 4), dtype=bool)
     for z1, z2 in np.ndindex(possible.shape[1:]):
@@ -124,11 +122,19 @@ def _dominance(batch: World, running: list[Numbers]) -> Bool[np.ndarray, "B 4 4"
 
 
 def _combined(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of utilities [B, combinations] that no choice of one equilibrium a part can better, from [B, P, E] each."""
-    sums_first, sums_second = 0 * first[:, 0, :1], 0 * second[:, 0, :1]
-    for part in range(first.shape[1]):
-        sums_first = (sums_first[:, :, None] + first[:, part, None]).reshape(len(first), -1)
-        sums_second = (sums_second[:, :, None] + second[:, part, None]).reshape(len(second), -1)
+    """Pairs of utilities [B, combinations] of one equilibrium a part, from [B, P, E] each.
+
+    Of combinations that another one equals or betters for both, most are left out.
+    """
+    worlds, parts, _ = first.shape
+    if parts == 1:
+        return first[:, 0], second[:, 0]
+    pruned = _undominated(first.reshape(worlds * parts, -1), second.reshape(worlds * parts, -1))
+    first, second = (each.reshape(worlds, parts, -1) for each in pruned)
+    sums_first, sums_second = first[:, 0], second[:, 0]
+    for part in range(1, parts):
+        sums_first = (sums_first[:, :, None] + first[:, part, None]).reshape(worlds, -1)
+        sums_second = (sums_second[:, :, None] + second[:, part, None]).reshape(worlds, -1)
         sums_first, sums_second = _undominated(sums_first, sums_second)
     return sums_first, sums_second
 

@@ -9,7 +9,15 @@ from paramarket.teach.checks_experts import (
     check_specialist,
     check_turning_step,
 )
-from paramarket.teach.checks_market import check_best_share, check_better_bid, check_rounds_to, check_split_cents
+from paramarket.teach.checks_market import (
+    check_best_answer,
+    check_best_share,
+    check_better_bid,
+    check_only_training,
+    check_payment_both_sign,
+    check_rounds_to,
+    check_split_cents,
+)
 from paramarket.teach.checks_weights import (
     check_average,
     check_match_layer,
@@ -22,6 +30,7 @@ from paramarket.teach.student import student_copy
 
 __all__ = [
     "check_average",
+    "check_best_answer",
     "check_best_share",
     "check_better_bid",
     "check_cka",
@@ -29,8 +38,10 @@ __all__ = [
     "check_match_two_layers",
     "check_merge_method",
     "check_mixed_alpha",
+    "check_only_training",
     "check_open_chance",
     "check_output_router_step",
+    "check_payment_both_sign",
     "check_pays_after",
     "check_rounds_to",
     "check_same_mistake",

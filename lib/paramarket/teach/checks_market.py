@@ -1,10 +1,12 @@
-"""Act three, what it is worth: the checks of notebooks 06 and 07."""
+"""Act three, what it is worth: the checks of notebooks 06, 07 and 08."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paramarket import contract
 from paramarket.teach.checking import fresh_generator, tell_learner
 
 
@@ -91,3 +93,71 @@ def check_rounds_to(answer: Callable[[Tensor, float], int | None]) -> None:
         return ""
 
     tell_learner("rounds_to", find_fault)
+
+
+def check_best_answer(answer: Callable[[np.ndarray, tuple[int, int]], tuple[int, int]]) -> None:
+    """Notebook 08: the plan that earns most against a rival's plan, by what taking an order alone earns."""
+    plans = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+    def earned(score: np.ndarray, own: tuple[int, int], rival: tuple[int, int]) -> float:
+        sums = [own[a] * score[a, b] / (1 + rival[b]) for a in (0, 1) for b in (0, 1)]
+        return float(sum(sums))
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        for _ in range(20):
+            score = torch.randn(2, 2, generator=generator, dtype=torch.float64).numpy()
+            for rival in plans:
+                best = max(plans, key=lambda own, score=score, rival=rival: earned(score, own, rival))
+                plan = tuple(int(action) for action in answer(score.copy(), rival))
+                if plan not in plans:
+                    return f"expected two actions, each 0 or 1, got {plan}."
+                if plan != best:
+                    alone = max(plans, key=lambda own, score=score: earned(score, own, (0, 0)))
+                    hint = " It forgets that the rival takes half." if plan == alone else ""
+                    return (
+                        f"for score = {score.round(2).tolist()} and a rival who plays {rival}, {plan} earns "
+                        f"{earned(score, plan, rival):.3f}; {best} earns {earned(score, best, rival):.3f}.{hint}"
+                    )
+        return ""
+
+    tell_learner("best_answer", find_fault)
+
+
+def check_only_training(answer: Callable[[float], tuple[float, float]]) -> None:
+    """Notebook 08: where two firms share their training and nothing else, for a better firm as good as alpha."""
+
+    def find_fault() -> str:
+        for luck in torch.rand(3, generator=fresh_generator()).tolist():
+            alpha = round(0.65 + 0.25 * luck, 3)
+            beta, cost = map(float, answer(alpha))
+            if not 0.5 <= beta <= alpha:
+                return f"for alpha = {alpha} it says beta = {beta:g}, expected .5 to alpha."
+            world = contract.correlation_world(alpha, beta, [alpha * beta, beta], prior=(0.5, 0.5), cost=cost)
+            label = contract.judge(world).label.item()
+            if label != "train":
+                return f"for alpha = {alpha} and its beta = {beta:.3f}, cost = {cost:.3f} they sign: {label}."
+        return ""
+
+    tell_learner("only_training", find_fault)
+
+
+def check_payment_both_sign(answer: Callable[[float, float], float | None]) -> None:
+    """Notebook 08: what plant B pays plant A so that both gain alike by a contract; None where none makes both gain."""
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        for _ in range(20):
+            first, second = (torch.rand(2, generator=generator, dtype=torch.float64) - 0.5).tolist()
+            paid = answer(first, second)
+            if first + second <= 0:
+                if paid is not None:
+                    return f"with {first:.3f} and {second:.3f} there is nothing to share, and it says {paid}, not None."
+                continue
+            if paid is None:
+                return f"with {first:.3f} and {second:.3f} together they gain, and it says None."
+            if abs((first + paid) - (second - paid)) > 1e-9:
+                return f"with {first:.3f} and {second:.3f} A ends with {first + paid:.3f}, B with {second - paid:.3f}."
+        return ""
+
+    tell_learner("payment_both_sign", find_fault)
