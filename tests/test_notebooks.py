@@ -45,6 +45,17 @@ KEYS = {
         *("accuracy_alone", "accuracy_trading", "gain_points", "first_trade_gain_aligned"),
         *("first_trade_gain_unaligned", "money_error", "poisoned_trades"),
     ],
+    "08_share_predictions": [
+        *("contract_stability", "leak_auc_weights", "leak_auc_predictions", "copycat_gap_points"),
+    ],
+}
+# Results that are words: exact, the same whatever the parameters.
+WORDS = {
+    "08_share_predictions": {
+        "two_hypotheses_contract": "infer",
+        "one_sample_contract": "full",
+        "train_point_contract": "train",
+    }
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -67,6 +78,7 @@ def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, tmp
     assert solved["parameters"].items() >= QUICK[path.stem].items()
     for key in KEYS[path.stem]:
         assert solved["results"][f"{key}_low"] <= solved["results"][key] <= solved["results"][f"{key}_high"]
+    assert solved["results"].items() >= WORDS.get(path.stem, {}).items()
     for each in solved["claims"]:
         unit = each["unit"].removeprefix("% ")
         row = (

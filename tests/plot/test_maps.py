@@ -56,10 +56,10 @@ def test_a_loss_plane_marks_the_three_models_where_they_lie(drawn):
 def test_a_map_of_categories_colours_each_place_and_names_those_that_occur():
     places = stack.grid(x=[0.0, 1.0], y=[0.0, 0.5, 1.0])
     places["what"] = ["a", "a", "c", "a", "c", "c"]
-    axis = plot.category_map(places, "x", "y", "what", ["a", "b", "c"], "title")
+    axis = plot.category_map(places, "x", "y", "what", {"a": "red", "b": "green", "c": "blue"}, "title")
     (mesh,) = axis.collections
     assert mesh.get_array().tolist() == [[0, 0], [0, 2], [2, 2]]  # a row for each y, a column for each x
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "c"]
     assert len({tuple(mesh.cmap(mesh.norm(code))) for code in range(3)}) == 3
     with pytest.raises(ParameterError, match=r"no colour for \['c'\]"):
-        plot.category_map(places, "x", "y", "what", ["a", "b"], "title")
+        plot.category_map(places, "x", "y", "what", {"a": "red", "b": "green"}, "title")

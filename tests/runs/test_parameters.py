@@ -328,6 +328,14 @@ def test_the_defaults_of_a_notebook_and_its_quick_parameters_pass(notebook):
         ("07_run_the_market", "rounds = 4", "first"),
         ("07_run_the_market", "kept_shares = [1.0, 0.02]", "kept_shares"),
         ("07_run_the_market", "agents_folder = 'no-class'", "agents_folder"),
+        ("08_share_predictions", "beta = 0.9", "beta"),
+        ("08_share_predictions", "alpha = 1.2", "alpha"),
+        ("08_share_predictions", "cost = 3.0", "cost"),
+        ("08_share_predictions", "costs = [2.0, 1.0]", "costs"),
+        ("08_share_predictions", "sizes = [500, 100]", "sizes"),
+        ("08_share_predictions", "shared_counts = [300]", "shared_counts"),
+        ("08_share_predictions", "noises = [0.0]", "noises"),
+        ("08_share_predictions", "plants = 2", "plants"),
     ],
 )
 def test_what_a_notebook_cannot_use_is_refused_by_name(notebook, injected, name):

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from paramarket import market, teach
+from paramarket import contract, market, stack, teach
 
 
 def shaded(value):
@@ -24,6 +25,23 @@ def split_cents(cents, shares):
 def rounds_to(curve, goal):
     reached = (curve >= goal).nonzero().flatten()
     return int(reached[0]) + 1 if len(reached) else None
+
+
+def best_answer(score, rival):
+    taking = score @ np.array([1 / (1 + action) for action in rival])
+    return tuple((taking > 0).astype(int))
+
+
+def only_training(alpha):
+    rows = stack.grid(beta=np.linspace(0.5, alpha, 60), cost=np.linspace(0.5, 3.0, 51))
+    both = np.stack([alpha * rows.beta, rows.beta], axis=-1)
+    worlds = contract.correlation_world(alpha, rows.beta.to_numpy(), both, prior=(0.5, 0.5), cost=rows.cost.to_numpy())
+    places = contract.judge(worlds).table(rows).query("contract == 'train'")
+    return places.iloc[len(places) // 2][["beta", "cost"]]
+
+
+def payment(gain_a, gain_b):
+    return (gain_b - gain_a) / 2 if gain_a + gain_b > 0 else None
 
 
 def unwritten(*_):
@@ -49,6 +67,17 @@ def unwritten(*_):
         (teach.check_split_cents, lambda c, s: [*[0] * (len(s) - 1), c], "a cent or more away from its share"),
         (teach.check_split_cents, rest_to_the_first, "a seller with no share got"),
         (teach.check_split_cents, lambda c, s: [c], "expected as many whole numbers"),
+        (teach.check_best_answer, best_answer, "✓ best_answer holds"),
+        (teach.check_best_answer, lambda score, rival: best_answer(score, (0, 0)), "forgets that the rival takes half"),
+        (teach.check_best_answer, lambda score, rival: best_answer(score.T, rival), "earns"),
+        (teach.check_best_answer, lambda score, rival: (2, 0), "expected two actions, each 0 or 1"),
+        (teach.check_only_training, only_training, "✓ only_training holds"),
+        (teach.check_only_training, lambda alpha: (alpha, 1.0), "they sign: none = train = infer = full"),
+        (teach.check_only_training, lambda alpha: (0.4, 1.0), "expected .5 to alpha"),
+        (teach.check_payment_both_sign, payment, "✓ payment_both_sign holds"),
+        (teach.check_payment_both_sign, lambda a, b: (b - a) / 2, "there is nothing to share"),
+        (teach.check_payment_both_sign, lambda a, b: None, "together they gain, and it says None"),
+        (teach.check_payment_both_sign, lambda a, b: a + b if a + b > 0 else None, "A ends with"),
         (teach.check_rounds_to, rounds_to, "✓ rounds_to holds"),
         (teach.check_rounds_to, lambda c, g: rounds_to(c, g) or 0, "expected None"),
         (teach.check_rounds_to, lambda c, g: (rounds_to(c, g) or 1) - 1, "expected 1"),

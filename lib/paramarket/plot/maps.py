@@ -1,6 +1,7 @@
 """Maps: tables whose numbers are colours, and the loss as a landscape seen from above."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from paramarket.base import interval
 from paramarket.errors import ParameterError
 from paramarket.merge import Plane
-from paramarket.plot.look import COLOURS, headline
+from paramarket.plot.look import headline
 
 
 def cka_heatmap(
@@ -113,26 +114,24 @@ def loss_plane(plane: Plane, losses: Float[Tensor, " models"], corners: Sequence
     plt.show()
 
 
-def category_map(
-    table: pd.DataFrame, x: str, y: str, category: str, order: Sequence[str], title: str, axis: Axes | None = None
-) -> Axes:
+def category_map(table: pd.DataFrame, x: str, y: str, category: str, colours: Mapping[str, Any], title: str) -> Axes:
     """What holds where: a map whose colours are categories, one row of the table a place.
 
-    x, y: columns of numbers, every pair of them once · category: a column of texts · order: the categories that get a
-    colour, in this order on every map, so that maps can be compared; the legend holds those that occur
+    x, y: columns of numbers, every pair of them once · category: a column of texts · colours: of each category, the same
+    on every map, so that maps can be compared; the legend holds those that occur, in this order
     Raises ParameterError for a category without a colour.
     """
-    missing = set(table[category]) - set(order)
+    missing = set(table[category]) - set(colours)
     if missing:
-        raise ParameterError(f"no colour for {sorted(missing)}: name every category in `order`.")
-    codes = table[category].map({name: code for code, name in enumerate(order)})
+        raise ParameterError(f"no colour for {sorted(missing)}: name every category in `colours`.")
+    codes = table[category].map({name: code for code, name in enumerate(colours)})
     wide = table.assign(code=codes).pivot(index=y, columns=x, values="code")
-    axis = plt.subplots(figsize=(6.4, 4.4))[1] if axis is None else axis
-    colours = [*COLOURS, *sns.color_palette("pastel")][: len(order)]
-    look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": len(order) - 0.5, "shading": "nearest"}
+    _, axis = plt.subplots(figsize=(6.4, 4.4))
+    scale = ListedColormap(list(colours.values()))
+    look = {"cmap": scale, "vmin": -0.5, "vmax": len(colours) - 0.5, "shading": "nearest"}
     axis.pcolormesh(wide.columns, wide.index, wide.to_numpy(), rasterized=True, **look)
     axis.grid(visible=False)
     axis.set(xlabel=x, ylabel=y, title=title)
-    present = [Patch(color=colours[code], label=name) for code, name in enumerate(order) if (codes == code).any()]
+    present = [Patch(color=colour, label=name) for name, colour in colours.items() if (table[category] == name).any()]
     axis.legend(handles=present, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return axis
