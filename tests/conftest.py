@@ -1,7 +1,9 @@
 """What every test shares: one thread each, no window, and two small models' worth of data."""
 
 import os
+import sys
 
+sys.modules["rfc3987_syntax"] = None  # nbformat waits seconds for its grammar: see paramarket/runs/child.py
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"})
 
 import hypothesis

@@ -54,6 +54,11 @@ class Away(torch.Tensor):
 class _Everywhere(TorchDispatchMode):
     """So that what makes a tensor out of nothing (`torch.zeros(…, device=…)`) is seen, too."""
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Nothing is compiled here; asking the compiler to stay away would import it, two seconds."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
@@ -62,6 +67,8 @@ def _run(func, args, kwargs):
     """One operation, on the CPU's numbers; its result is away if a device says so, or else if what it is made of is."""
     tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
     any_away = any(isinstance(each, Away) for each in tensors)
+    if not any_away and kwargs.get("device") is None:
+        return func(*args, **kwargs)
     result_away = any_away
     if kwargs.get("device") is not None:
         result_away = torch.device(kwargs["device"]).type == NAME

@@ -549,16 +549,22 @@ def model_of(net, dtype=torch.float64):
     }
 
 
-@every_net
-def test_every_order_is_found_and_no_other(make, name):
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}")
+def traced(request):
+    """A net, its spec, an example, and how many orders it has; traced once for all tests of it."""
+    make, name = request.param
     net, x, expected = make(name)
-    assert elements(permutation_spec(net, x), model_of(net)) == expected
+    return net, permutation_spec(net, x), x, expected
 
 
-@every_net
-def test_orders_of_a_net_form_a_group_and_keep_its_answers(make, name):
-    net, x, _ = make(name)
-    spec, params = permutation_spec(net, x), model_of(net)
+def test_every_order_is_found_and_no_other(traced):
+    net, spec, _, expected = traced
+    assert elements(spec, model_of(net)) == expected
+
+
+def test_orders_of_a_net_form_a_group_and_keep_its_answers(traced):
+    net, spec, x, _ = traced
+    params = model_of(net)
     assert list(params) == [key for key in params if key in spec.axes]
     align.verify(net, spec, x)
     p, q, r = (random_permutations(spec, params, stream(0, k)) for k in range(3))

@@ -7,7 +7,7 @@ import torch
 from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
-from orders import equal, shuffle
+from orders import equal, shuffle, spec_of
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -116,19 +116,19 @@ def test_a_mixture_of_one_layer_changes_only_that_layer(name):
                 assert torch.equal(tensor[:, c], own)
 
 
-@pytest.mark.parametrize("block", [1, 700, 2**19])
 @every_net
-def test_all_mixtures_at_once_are_each_mixture_by_itself(name, block, split):
+def test_all_mixtures_at_once_are_each_mixture_by_itself(name, split):
     net = NETS[name]()
     models = lines(net, 3, 2)
     weights = market.purchase_weights([0.2, 0.7], len(stack.layers(models)), sellers=2, parts="layers")
     few = Split(split.x[:20], split.y[:20])
-    loss, hit = market.evaluate_mixtures(net, models, weights, few, block=block)
     made = market.mix_layers(models, weights.expand(3, -1, -1, -1))
-    for q, c in itertools.product(range(3), range(len(weights))):
-        own_loss, own_hit = alone(net, stack.take(made, (q, c)), few)
-        assert torch.allclose(loss[q, c], own_loss, atol=1e-5)
-        assert torch.equal(hit[q, c], own_hit)
+    own = [[alone(net, stack.take(made, (q, c)), few) for c in range(len(weights))] for q in range(3)]
+    for block in (1, 700, 2**19):
+        loss, hit = market.evaluate_mixtures(net, models, weights, few, block=block)
+        for q, c in itertools.product(range(3), range(len(weights))):
+            assert torch.allclose(loss[q, c], own[q][c][0], atol=1e-5)
+            assert torch.equal(hit[q, c], own[q][c][1])
 
 
 # Lineups
@@ -142,7 +142,7 @@ ORDERLESS.remove(("residual MLP", "weights"))
 @pytest.mark.parametrize(("name", "match"), ORDERLESS)
 def test_the_order_of_a_sellers_units_changes_no_mixture(name, match, split):
     net = NETS[name]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=1)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 2, seed=1)
     other = stack.take(models, 1)
     swapped = stack.join([stack.take(models, 0), align.permute(spec, shuffle(spec, other, name), other)])
     assert equal(models, swapped) == (not align.sizes(spec, other))
@@ -156,7 +156,7 @@ def test_the_order_of_a_sellers_units_changes_no_mixture(name, match, split):
 
 def test_without_a_match_the_models_stay_as_they_are(split):
     net = NETS["MLP"]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 3, seed=0)
     rows = market.lineup(net, spec, models, buyers=[2, 0], sellers=[[0, 1], [1, 2]], match="none", x=split.x)
     assert equal(rows, stack.take(models, torch.tensor([[2, 0, 1], [0, 1, 2]])))
 
@@ -164,7 +164,7 @@ def test_without_a_match_the_models_stay_as_they_are(split):
 @pytest.mark.parametrize("match", ["weights", "activations"])
 def test_a_pair_is_matched_once_and_the_way_back_is_the_inverse(match, split, monkeypatch):
     net, asked = NETS["MLP"](), []
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 3, seed=0)
     matcher = getattr(align, f"{match[:-1]}_matching")
 
     def counted(*args, **more):
@@ -194,7 +194,7 @@ def test_a_number_is_no_list_of_shares_and_a_half_no_number_of_layers():
 
 def test_a_buyer_is_no_list_of_buyers(split):
     net = NETS["MLP"]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=0)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 2, seed=0)
     with pytest.raises(ParameterError, match="buyers = 0, expected a list"):
         inspect.unwrap(market.lineup)(net, spec, models, buyers=0, sellers=[[1]], match="none", x=split.x)
 
@@ -209,7 +209,7 @@ def test_every_buyer_has_its_own_classes(shape):
 
 def test_an_unknown_match_is_refused(split):
     net = NETS["MLP"]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 2, seed=0)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 2, seed=0)
     with pytest.raises(ParameterError, match=r"unknown match 'weight'\. Did you mean 'weights'\?"):
         market.lineup(net, spec, models, buyers=[0], sellers=[[1]], match="weight", x=split.x)
     with pytest.raises(ParameterError, match="2 buyers, sellers for 1"):
@@ -251,7 +251,7 @@ def test_more_sellers_are_never_a_worse_quote(seed):
 @every_net
 def test_a_seller_equal_to_the_buyer_brings_nothing(name, match, split):
     net = NETS[name]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.take(stack.init(net, 1, seed=0), [0, 0])
+    spec, models = spec_of(net, split.x[:1]), stack.take(stack.init(net, 1, seed=0), [0, 0])
     both = market.lineup(net, spec, models, buyers=[0], sellers=[[1]], match=match, x=split.x)
     weights = market.purchase_weights([0.0, 0.3, 0.5, 1.0], len(stack.layers(both)))
     found = market.quote(net, both, weights, split)
@@ -421,7 +421,7 @@ def away(tensors, device):
 @pytest.mark.parametrize("name", ["MLP", "residual MLP", "ReLU first"])
 def test_models_stay_on_their_device_and_what_is_shown_comes_back(name, match, split):
     net = NETS[name]()
-    spec, models = align.permutation_spec(net, split.x[:1]), stack.init(net, 3, seed=0)
+    spec, models = spec_of(net, split.x[:1]), stack.init(net, 3, seed=0)
     weights = market.purchase_weights([0.2, 0.5], len(stack.layers(models)), sellers=2)
     meet = {"buyers": [0, 2], "sellers": [[1, 2], [0, 1]], "match": match}
     own = torch.arange(20).view(2, 10) % 3 > 0

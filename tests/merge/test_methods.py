@@ -7,11 +7,11 @@ import torch
 from devices import second_device
 from hypothesis import given
 from hypothesis import strategies as st
+from orders import spec_of
 from torch import nn
 from torch.func import functional_call
 
 from paramarket import data, merge, stack, train
-from paramarket.align import permutation_spec
 from paramarket.base import stream
 from paramarket.data import Split
 from paramarket.errors import DataError, ParameterError, ShapeError, WeightsError
@@ -51,11 +51,11 @@ def trained(digits):
 
 def some(name, copies=2):
     net = NETS[name]()
-    return net, permutation_spec(net, torch.zeros(1, 1, 8, 8)), stack.init(net, copies, seed=1)
+    return net, spec_of(net, torch.zeros(1, 1, 8, 8)), stack.init(net, copies, seed=1)
 
 
 def run(method, net, models, split, **more):
-    spec = permutation_spec(net, split.x[:1])
+    spec = spec_of(net, split.x[:1])
     return merge.METHODS[method](net, spec, models, split, torch.Generator().manual_seed(0), **more)
 
 
@@ -305,7 +305,7 @@ def test_an_ensemble_says_the_mean_of_probabilities(weights, split):
 
 
 def distilled(net, models, split, seed=0, steps=60):
-    spec, generator = permutation_spec(net, split.x[:1]), torch.Generator().manual_seed(seed)
+    spec, generator = spec_of(net, split.x[:1]), torch.Generator().manual_seed(seed)
     return merge.distil(net, spec, models, split, generator, steps=steps)
 
 
@@ -351,7 +351,7 @@ def test_probabilities_of_another_number_of_classes_are_refused(classes, split):
 def test_pairs_are_merged_one_by_one(digits):
     net = stack.mlp(64, [8], 10)
     a, b = (stack.init(net, 3, seed=seed) for seed in (0, 1))
-    spec = permutation_spec(net, digits.quote.x[:1])
+    spec = spec_of(net, digits.quote.x[:1])
     found = merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"), method=merge.repair)
     for k in range(3):
         two = stack.join([stack.take(a, k), stack.take(b, k)])
@@ -361,7 +361,7 @@ def test_pairs_are_merged_one_by_one(digits):
 def test_pairs_are_averaged_where_no_method_is_named_and_draw_from_one_generator(digits):
     net = stack.mlp(64, [8], 10)
     a, b = (stack.init(net, 2, seed=seed) for seed in (0, 1))
-    spec = permutation_spec(net, digits.quote.x[:1])
+    spec = spec_of(net, digits.quote.x[:1])
     plain = merge.merge_pairs(net, spec, a, b, digits.quote, stream(0, "pairs"))
     assert equal(plain, merge.average_pairs(a, b))
     own = stream(0, "pairs")
@@ -373,7 +373,7 @@ def test_pairs_are_averaged_where_no_method_is_named_and_draw_from_one_generator
 
 def test_a_model_without_a_partner_is_refused(digits):
     net = stack.mlp(64, [8], 10)
-    spec = permutation_spec(net, digits.quote.x[:1])
+    spec = spec_of(net, digits.quote.x[:1])
     for copies in ((2, 3), (3, 2), (1, 3), (3, 1)):
         a, b = (stack.init(net, number, seed=0) for number in copies)
         with pytest.raises(ShapeError, match="the two stacks of partners do not fit"):
