@@ -3,13 +3,13 @@
 import os
 import sys
 
-sys.modules["rfc3987_syntax"] = None  # nbformat waits seconds for its grammar: see paramarket/runs/child.py
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"})
 
 import hypothesis
 import pytest
 import torch
 
+sys.modules["rfc3987_syntax"] = None  # nbformat waits seconds for its grammar: see paramarket/runs/child.py
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("house", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("house")

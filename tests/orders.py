@@ -5,7 +5,6 @@ import torch
 from paramarket import align
 from paramarket.base import stream
 
-
 SPECS = {}
 
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from paramarket import runs
-from paramarket.__main__ import HOME, cli
+from paramarket.__main__ import HOME, _read_parameters, cli
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTEBOOK = HOME / "notebooks/01_train_two_mlps.ipynb"
@@ -149,6 +149,13 @@ def test_a_parameters_file_of_the_wrong_form_is_named(tmp_path, text, message):
     "text", ["", "\n", "# all of it commented out\n", "~", "{}", "01_one:\n  # value: 5\n", "01_one: {}"]
 )
 def test_nothing_means_no_parameters(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    found = _read_parameters(tmp_path / "p.yaml", ["01_one"])
+    assert found == ({"01_one": {}} if "01_one" in text else {})
+
+
+@pytest.mark.parametrize("text", ["", "01_one:\n  # value: 5\n"])
+def test_a_notebook_runs_without_parameters(tmp_path, text):
     notebooks.write(tmp_path / "01_one.ipynb")
     (tmp_path / "p.yaml").write_text(text)
     words = ("--parameters", tmp_path / "p.yaml", "--out", tmp_path / "out")

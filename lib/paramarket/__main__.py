@@ -19,6 +19,8 @@ import yaml
 from paramarket import __version__
 from paramarket.errors import ParamarketError, ParameterError, unknown
 
+sys.modules.setdefault("rfc3987_syntax", None)  # nbformat would wait seconds for its grammar: see runs/child.py
+
 HOME = Path(__file__).parents[2]
 LATEST = HOME / "runs/latest"
 ACTS = ("02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market")  # each shows its act's figure

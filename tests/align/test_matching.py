@@ -18,6 +18,8 @@ from paramarket.base import stream
 from paramarket.errors import ShapeError, WeightsError
 
 MATCHERS = ("weight_matching", "activation_matching")
+MANY = [(matcher, copies) for matcher in MATCHERS for copies in (2, 3)] + [("weight_matching", 5)]
+MANY.append(pytest.param("activation_matching", 5, marks=pytest.mark.full))
 
 
 class Residual(nn.Module):
@@ -353,8 +355,7 @@ def matched(net, spec, models, matcher):
     return orders, [permute(spec, order, model) for order, model in zip(orders, models, strict=True)]
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
-@pytest.mark.parametrize("copies", [2, 3, 5])
+@pytest.mark.parametrize(("matcher", "copies"), MANY)
 @pytest.mark.parametrize("name", ["mlp", "conv", "GroupNorm", "residual"])
 def test_permuted_copies_of_one_model_all_come_back_equal(name, copies, matcher):
     net, spec, (model,) = setting(name, copies=1)
@@ -369,8 +370,7 @@ def dispersion(models):
     return sum((tensor - tensor.mean(dim=0)).square().sum().item() for tensor in tensors)
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
-@pytest.mark.parametrize("copies", [2, 3, 5])
+@pytest.mark.parametrize(("matcher", "copies"), MANY)
 @every_net
 def test_matching_many_brings_them_together_in_the_order_of_the_first(name, copies, matcher):
     net, spec, models = setting(name, copies)

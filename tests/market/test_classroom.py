@@ -271,7 +271,7 @@ def test_with_a_fee_the_class_pays_the_broker_and_every_seller_of_a_mixture_is_c
     assert set(sold.seller) == {"c + a", "a + b"}  # who bids nothing buys nothing
 
 
-NAMES = ["x + y", "x", "y", "Ann Lee", "O'Neil", 'say "hi"', "50 %"]
+NAMES = ["x + y", "x", "y", "Ann O'Neil", 'say "hi", 50 %']
 
 
 @pytest.mark.parametrize("sellers", [1, 2, 3])
@@ -284,10 +284,10 @@ def test_whatever_a_folder_is_called_what_it_bought_and_sold_is_counted(sellers,
     assert sorted(entries.names) == sorted(NAMES)
     done = trading_day(NET, entries, splits, Terms(rule="word", sellers=sellers, cost=0.5))
     rows = done.ledger.rows
-    assert rows.traded.all()  # so everyone bought in each of six rounds, and sold as often as it was asked
+    assert rows.traded.all()  # so everyone bought in each of four rounds, and sold as often as it was asked
     table = league(NET, entries, done, splits, value=30.0)
-    assert table.bought.tolist() == [6] * 7
-    assert table.sold.tolist() == [6 * sellers] * 7
+    assert table.bought.tolist() == [4] * 5
+    assert table.sold.tolist() == [4 * sellers] * 5
     assert rows.sellers.map(len).tolist() == [sellers] * len(rows)
     assert rows.seller.tolist() == [" + ".join(names) for names in rows.sellers]
     assert {name for names in rows.sellers for name in names} == set(NAMES)

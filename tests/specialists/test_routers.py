@@ -68,7 +68,7 @@ def test_before_it_learns_an_output_router_is_the_ensemble(net):
 def test_only_gates_learn_and_they_learn_something(net, kind):
     both, router = experts(net), KINDS[kind](net)
     start = specialists.init_router(router, both)
-    after = specialists.fit_router(router, both, SPLIT, steps=60, batch=20, lr=5e-2).stack
+    after = specialists.fit_router(router, both, SPLIT, steps=25, batch=20, lr=5e-2).stack
     gates = {name for name, _ in router.named_parameters()}
     assert all(torch.equal(after[name], start[name]) for name in start if name not in gates)
     assert all(not torch.equal(after[name], start[name]) for name in gates)
