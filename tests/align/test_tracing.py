@@ -322,6 +322,7 @@ TOKENS = {  # a block on the stream [n, tokens, E], and how many orders the whol
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(E, 9)), f(E) * f(9),
     ),
     "in smaller steps": (lambda: Parts(lambda m, x: torch.addcmul(x, x, x) + F.normalize(x, dim=-1)), f(E)),
+    "in steps that PyTorch knows": (lambda: Parts(lambda m, x: x + x.renorm(2, 0, 1.0)), f(E)),
     "a decoder": (
         lambda: Parts(
             lambda m, x: x + m.d(x, x.relu()), d=nn.TransformerDecoderLayer(E, H, HIDDEN, batch_first=True)
@@ -578,7 +579,13 @@ def test_orders_of_a_net_form_a_group_and_keep_its_answers(traced):
 
 
 RUN = ["norm first", "MultiheadAttention", "tokens first, no weights", "grouped queries", "LSTM", "GRU", "bilinear"]
-RUN += ["experts", "in place", "in smaller steps", "distances", "the nearest code"]  # whose one_hot is replaced
+RUN += [
+    "experts",
+    "in place",
+    "in steps that PyTorch knows",
+    "distances",
+    "the nearest code",
+]  # whose one_hot is replaced
 SEEN = ["GroupNorm", "dense", "grouped", "transposed", "windows", "squeezed"]
 
 
