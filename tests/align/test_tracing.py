@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from paramarket import align, data
 from paramarket.align import compose, identity, inverse, permutation_spec, permute, random_permutations, sizes
-from paramarket.align.specs import reads
 from paramarket.base import stream
 
 E, H, D, HIDDEN = 12, 3, 4, 10  # the stream, heads, units a head, units of the layers between
@@ -576,28 +575,3 @@ def test_orders_of_a_net_form_a_group_and_keep_its_answers(traced):
     assert equal(compose(compose(p, q), r), compose(p, compose(q, r)))
     assert equal(permute(spec, compose(p, q), params), permute(spec, p, permute(spec, q, params)))
     assert equal(permute(spec, inverse(p), permute(spec, p, params)), params)
-
-
-RUN = ["norm first", "MultiheadAttention", "tokens first, no weights", "grouped queries", "LSTM", "GRU", "bilinear"]
-RUN += [
-    "experts",
-    "in place",
-    "in steps that PyTorch knows",
-    "distances",
-    "the nearest code",
-]  # whose one_hot is replaced
-SEEN = ["GroupNorm", "dense", "grouped", "transposed", "windows", "squeezed"]
-
-
-@pytest.mark.parametrize(
-    ("make", "name"), [*((token_net, name) for name in RUN), *((image_net, name) for name in SEEN)]
-)
-def test_a_model_that_is_not_followed_reads_what_it_reads_when_it_is(make, name):
-    net, x, _ = make(name)
-    spec, one = permutation_spec(net, x), model_of(net)
-    other = {name: -2 * tensor if tensor.ndim > 1 else tensor for name, tensor in one.items()}
-    x = torch.randn(x.shape, generator=stream(0, "x"), dtype=torch.float64)
-    followed, again = reads(net, spec, other, one, x)[0], reads(net, spec, one, other, x)[1]
-    assert followed
-    assert [label for label, _ in followed] == [label for label, _ in again]
-    assert all(torch.equal(z, same) for (_, z), (_, same) in zip(followed, again, strict=True))

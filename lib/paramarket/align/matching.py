@@ -313,7 +313,7 @@ def activation_products(
     """
     x = stack.place(x, target) if x.is_floating_point() else x.to(stack.device(target))
     total: dict[str, Tensor] = {}
-    for (label, a), (_, b) in zip(*reads(net, spec, target, source, x), strict=True):
+    for (label, a), (_, b) in zip(reads(net, spec, target, x), reads(net, spec, source, x), strict=True):
         total[label] = total.get(label, 0.0) + a @ b.mT / a.shape[1]
     return total
 

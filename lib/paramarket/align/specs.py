@@ -23,17 +23,7 @@ from paramarket.align.symmetry import (
     reorder_axes,
     sizes,
 )
-from paramarket.align.tracing import (
-    REMEDY,
-    Float64,
-    NoDropout,
-    OtherSteps,
-    Reads,
-    ReadsAgain,
-    Trace,
-    of_examples,
-    of_parameter,
-)
+from paramarket.align.tracing import REMEDY, Float64, NoDropout, Reads, Trace, of_examples, of_parameter
 from paramarket.base import stream
 from paramarket.errors import ShapeError
 from paramarket.stack import Params, layer_of
@@ -189,57 +179,33 @@ def _float64_by_default() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-Read = list[tuple[str, Tensor]]
-
-
 @torch.no_grad()
-def reads(net: nn.Module, spec: PermutationSpec, one: Params, other: Params, x: Tensor) -> tuple[Read, Read]:
-    """What two models multiply on examples x [n, ...], in the order of their work: (permutation, [units, all else]).
+def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> list[tuple[str, Tensor]]:
+    """What a model multiplies on examples x [n, ...], in the order of its work: (permutation, [units, all else]).
 
-    That is what their layers read, and an attention's queries, keys and values; tokens count as examples. Only the
-    first is followed: what the numbers of the other belong to is the same.
+    That is what its layers read, and an attention's queries, keys and values; tokens count as examples.
     """
     units = Names()
-    numbers = number_units(units, one)
-    trace = Reads(units)
-    _run_on(
-        net,
-        {name: of_parameter(tensor, name, numbers[name]) for name, tensor in one.items()},
-        of_examples(x.clone()),
-        trace,
-    )
-    try:
-        again = ReadsAgain(trace.steps)
-        _run_on(net, other, x.clone(), again)
-        of_other = again.reads
-    except OtherSteps:  # where an operation is replaced so that it can be followed
-        followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in other.items()}
-        second = Reads(units)
-        _run_on(net, followed, of_examples(x.clone()), second)
-        of_other = [tensor for tensor, _ in second.reads]
-    lengths = sizes(spec, one)
+    numbers = number_units(units, params)
+    counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
+    followed = {name: of_parameter(tensor, name, numbers[name]) for name, tensor in params.items()}
+    with Reads(units) as trace, _evaluating(net):
+        functional_call(net, {**followed, **counters}, (of_examples(x.clone()),))
+    lengths = sizes(spec, params)
     labels = list(lengths)
     owner = torch.full([len(units.parent)], NOWHERE)
     rank = torch.zeros_like(owner)
     for name, axes in spec.axes.items():
-        for axis, places_of in zip(axes, numbers[name], strict=True):
+        for axis, one in zip(axes, numbers[name], strict=True):
             for label in labels_of(axis) if not (isinstance(axis, Places) and len(axis.units) > 1) else ():
-                places = axis.places_of(label) if isinstance(axis, Places) else torch.arange(len(places_of))
-                owner[places_of[places]] = labels.index(label)
-                rank[places_of[places]] = torch.arange(len(places)) // (len(places) // lengths[label])
-    found: tuple[Read, Read] = ([], [])
-    for (first, coordinates), second in zip(trace.reads, of_other, strict=True):
-        for each in coordinates:
-            for read, tensor in zip(found, (first, second), strict=True):
-                read += [(labels[k], z) for k, z in _by_label(tensor, each, owner, rank)]
+                places = axis.places_of(label) if isinstance(axis, Places) else torch.arange(len(one))
+                owner[one[places]] = labels.index(label)
+                rank[one[places]] = torch.arange(len(places)) // (len(places) // lengths[label])
+    found = []
+    for tensor, coordinates in trace.reads:
+        for one in coordinates:
+            found += [(labels[k], z) for k, z in _by_label(tensor, one, owner, rank)]
     return found
-
-
-def _run_on(net: nn.Module, params: Params, x: Tensor, mode: Reads | ReadsAgain) -> None:
-    """Run a model in eval mode; a net may write into its input, so it gets one of its own."""
-    counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
-    with mode, _evaluating(net):
-        functional_call(net, {**params, **counters}, (x,))
 
 
 def _by_label(tensor: Tensor, one: Tensor, owner: Tensor, rank: Tensor) -> list[tuple[int, Tensor]]:

@@ -11,7 +11,6 @@ maxima), so that the units along these axes may be exchanged, block by block. No
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -667,75 +666,23 @@ class Trace(TorchDispatchMode):
         return [self.spread(pairs, out.shape, [x.ndim])]
 
 
-@dataclass
-class Step:
-    """One operation of a net: which of its tensors are kept, and whether it was made of smaller steps, which follow."""
-
-    func: Any
-    kept: list[int]
-    smaller: bool = False
-
-
 class Reads(Trace):
     """Follows a model on examples, and keeps what it multiplies: `reads`, pairs of a tensor and its coordinates."""
 
     def __init__(self, units: Units) -> None:
         super().__init__(units)
         self.reads: list[tuple[Tensor, Coordinates]] = []
-        self.steps: list[Step] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        given = _tensors(args, kwargs)
-        spoken = [k for k, tensor in enumerate(given) if hasattr(tensor, "of_examples")]
-        self.steps.append(Step(func, spoken if _PRODUCTS.search(func._schema.name) else []))
-        self.reads += [(given[k].detach(), given[k].coordinates) for k in self.steps[-1].kept]
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        spoken = [tensor for tensor in given if hasattr(tensor, "of_examples")]
+        if _PRODUCTS.search(func._schema.name):
+            self.reads += [(tensor.detach(), tensor.coordinates) for tensor in spoken]
         out = super().__torch_dispatch__(func, types, args, kwargs)
         for result in tree_leaves(out) if spoken else []:
             if isinstance(result, Tensor):
                 result.of_examples = True
         return out
-
-    def in_smaller_steps(self, func: Any, kind: str, args: tuple, kwargs: dict) -> Any:
-        self.steps[-1].smaller = True
-        return super().in_smaller_steps(func, kind, args, kwargs)
-
-
-class ReadsAgain(TorchDispatchMode):
-    """Runs another model of a net whose steps are known, and keeps what it multiplies: `reads`, tensors.
-
-    Nothing is followed: on the same examples, the coordinates are those of the first model. Raises OtherSteps where
-    the net does something else.
-    """
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        super().__init__()
-        self.steps = iter(steps)
-        self.reads: list[Tensor] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        step = next(self.steps, None)
-        if step is None or step.func is not func:
-            raise OtherSteps
-        given = _tensors(args, kwargs)
-        self.reads += [given[k].detach() for k in step.kept]
-        if not step.smaller:
-            return func(*args, **(kwargs or {}))
-        from torch._decomp import decomposition_table  # not above: as in `Trace`
-
-        with self:
-            return decomposition_table[func](*args, **(kwargs or {}))
-
-
-class OtherSteps(Exception):
-    """A model was run in other steps than the first one of its net."""
-
-
-def _tensors(args: tuple, kwargs: dict | None) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
 
 
 class Float64(TorchDispatchMode):

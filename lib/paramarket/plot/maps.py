@@ -117,8 +117,8 @@ def loss_plane(plane: Plane, losses: Float[Tensor, " models"], corners: Sequence
 def category_map(table: pd.DataFrame, x: str, y: str, category: str, colours: Mapping[str, Any], title: str) -> Axes:
     """What holds where: a map whose colours are categories, one row of the table a place.
 
-    x, y: columns of numbers, every pair of them once · category: a column of texts · colours: of each category, the same
-    on every map, so that maps can be compared; the legend holds those that occur, in this order
+    x, y: columns of numbers, every pair of them once · category: a column of texts · colours: of each category, the
+    same on every map, so that maps can be compared; the legend holds those that occur, in this order
     Raises ParameterError for a category without a colour.
     """
     missing = set(table[category]) - set(colours)
