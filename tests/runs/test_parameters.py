@@ -334,7 +334,7 @@ def test_the_defaults_of_a_notebook_and_its_quick_parameters_pass(notebook):
         ("08_share_predictions", "costs = [2.0, 1.0]", "costs"),
         ("08_share_predictions", "sizes = [500, 100]", "sizes"),
         ("08_share_predictions", "shared_counts = [300]", "shared_counts"),
-        ("08_share_predictions", "noises = [0.0]", "noises"),
+        ("08_share_predictions", "noises = [2.0, 1.0]", "noises"),
         ("08_share_predictions", "plants = 2", "plants"),
     ],
 )
