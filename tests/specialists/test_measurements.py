@@ -5,6 +5,7 @@ from torch.nn.functional import cross_entropy
 
 from paramarket import cka, data, merge, specialists, stack
 from paramarket.errors import ShapeError
+from paramarket.specialists import measurements
 
 NET = stack.residual_mlp(64, 8, 2, 10)
 
@@ -17,8 +18,9 @@ def couples(digits):
     return a, b, bases
 
 
-def test_every_measurement_is_what_its_definition_says_of_each_couple(couples, digits):
-    found = specialists.measure(NET, *couples, digits.quote, couples_at_once=2)
+def test_every_measurement_is_what_its_definition_says_of_each_couple(couples, digits, monkeypatch):
+    monkeypatch.setattr(measurements, "COUPLES_AT_ONCE", 2)
+    found = specialists.measure(NET, *couples, digits.quote)
     x, y = digits.quote.x, digits.quote.y
     for k in range(3):
         a, b, base = (stack.take(models, [k]) for models in couples)

@@ -133,10 +133,10 @@ def _shares(image: "Image", most: int) -> np.ndarray | None:
     else:
         if image.mode == "La":  # Pillow knows no shorter way
             image = image.convert("LA")
-        seen = image.convert("RGBA" if _is_transparent(image) else "RGB")
-        values = np.array(seen).astype(np.float64) / 255
-        ink = values[..., :channels]
-        opaque = values[..., 3:] if values.shape[2] == 4 else np.ones_like(ink)
+        if not _is_transparent(image):  # most pictures, the largest among them: one array of floats is enough
+            return np.asarray(image.convert("RGB"), dtype=np.float32)[..., :channels] / 255
+        values = np.array(image.convert("RGBA")).astype(np.float64) / 255
+        ink, opaque = values[..., :channels], values[..., 3:]
     shown = ink * opaque + (1 - opaque)
     if np.ptp(opaque) > 0 and np.ptp(shown) == 0:
         return None

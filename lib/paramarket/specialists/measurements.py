@@ -18,6 +18,8 @@ from paramarket.merge import average_pairs
 from paramarket.stack import Stack
 from paramarket.train import evaluate, make_backward, probabilities, score_logits
 
+COUPLES_AT_ONCE = 64  # what all layers say of all images is held for so many, to save memory
+
 
 class Measurements(NamedTuple):
     """What was measured of every couple, on the CPU.
@@ -50,20 +52,17 @@ class Measurements(NamedTuple):
 
 
 @torch.no_grad()
-def measure(
-    net: nn.Sequential, a: Stack, b: Stack, bases: Stack, split: Split, *, couples_at_once: int = 64
-) -> Measurements:
+def measure(net: nn.Sequential, a: Stack, b: Stack, bases: Stack, split: Split) -> Measurements:
     """Measure every couple on a split, on which its gain is to be forecast; choose `quote`.
 
-    couples_at_once: what all layers say of all images is held for so many, to save memory
     Raises ShapeError unless the three stacks have as many models of this net.
     """
     sizes = [stack.check(net, models) for models in (a, b, bases)]
     if len(set(sizes)) != 1:
         raise ShapeError(f"{sizes[0]} models in a, {sizes[1]} in b, {sizes[2]} bases: expected as many of each.")
     parts = []
-    for start in range(0, sizes[0], couples_at_once):
-        some = slice(start, start + couples_at_once)
+    for start in range(0, sizes[0], COUPLES_AT_ONCE):
+        some = slice(start, start + COUPLES_AT_ONCE)
         three = [stack.take(models, some) for models in (a, b, bases)]
         parts.append(_measure_some(net, *three, split))
     return Measurements(*(torch.cat(column) for column in zip(*parts, strict=True)))
