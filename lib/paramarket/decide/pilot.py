@@ -1,12 +1,12 @@
 """Try before you buy, and watch what you bought: how many labels that takes, when to stop, when to roll back.
 
 A gain is a difference of two accuracies on the same examples, so it is paired: every example counts +1 where only the
-candidate is right, -1 where only the old model is, 0 where both are right or both are wrong. Gains are shares: .02 is two
-accuracy points.
+candidate is right, -1 where only the old model is, 0 where both are right or both are wrong. Gains are shares: .02 is
+two accuracy points.
 
-One idea carries what follows: a bettor against a claim. A fair bet against a true claim makes nobody rich: the chance
-that the capital ever reaches 1 / alpha times the first stake is at most alpha (Ville's inequality). So whoever gets that
-rich has refuted the claim, however often the capital is looked at.
+One idea carries what follows: a bettor against a claim. Fair bets against a true claim make hardly anybody rich: the
+chance that the capital ever reaches 1 / alpha times the first stake is at most alpha (Ville's inequality). So whoever
+gets that rich has refuted the claim, however often the capital is looked at.
 """
 
 import math
@@ -50,7 +50,7 @@ class Pilot(NamedTuple):
 def pilot_examples(better: float, worse: float, precision: float, confidence: float = 0.95) -> int:
     """How many labelled examples tell the gain to ± `precision`, if they are looked at once, at the end.
 
-    better, worse: shares of examples that only the candidate gets right, and only the old model · precision: a share, too
+    better, worse: shares of examples that only the candidate gets right, and only the old model · precision: a share
     A difference in {-1, 0, 1} has the variance better + worse - (better - worse)²; the interval is the normal one
     (Agresti, Categorical Data Analysis, 2013, section 11.1). Where the models seldom differ, few labels are enough.
     Raises ParameterError for shares that are none, or where the two never differ.
@@ -89,6 +89,7 @@ def confidence_sequence(differences: Int[Tensor, "*runs n"], alpha: float = 0.05
     >>> from paramarket import decide
     >>> low, high = decide.confidence_sequence(torch.tensor([1, 0, 1, 0, 1]).repeat(20))
     >>> print(f"{low[9]:.2f} to {high[9]:.2f} after 10 examples, {low[99]:.2f} to {high[99]:.2f} after 100")
+    -0.17 to 0.94 after 10 examples, 0.43 to 0.75 after 100
     """
     _check_between("alpha", alpha, 0, 1)
     better, same, worse = _counts(differences)
@@ -100,15 +101,17 @@ def pilot(differences: Int[Tensor, "*runs n"], go: float, no_go: float, alpha: f
 
     differences: -1, 0 or 1 for every example; one pilot [n], or K of them [K, n]
     "go" as soon as the low end of the confidence sequence lies above the line `go`, "stop" as soon as its high end lies
-    below the line `no_go`. With go ≤ no_go (any gain is good, and less than two points are not worth the trouble, say)
-    every pilot comes to an end; of gains between no_go < go none is ever decided. The chance of a wrong decision, a "go"
-    with a gain of `go` or less or a "stop" with one of `no_go` or more, is at most alpha, whatever the gain.
+    below the line `no_go`; "go" where both happen at once. The chance of a wrong decision, a "go" with a gain of `go` or
+    less or a "stop" with one of `no_go` or more, is at most alpha, whatever the gain.
+    With go < no_go every pilot comes to an end (go = 0, no_go = .02: any gain is good, and what is sure to be less than
+    two points is not worth the trouble). With no_go < go, a gain between the two leaves the pilot open, as it should.
 
     >>> import torch
     >>> from paramarket import decide
     >>> differences = torch.tensor([1, 0, 0, -1, 1, 0, 1, 0, 0, 0]).repeat(100)
     >>> found = decide.pilot(differences, go=0.0, no_go=0.05)
     >>> print(found.decision, found.examples)
+    go 107
     """
     _check_between("alpha", alpha, 0, 1)
     _check_between("go", go, -1, 1)
@@ -119,7 +122,9 @@ def pilot(differences: Int[Tensor, "*runs n"], go: float, no_go: float, alpha: f
     stops = _log_capital(worse, same, better, torch.tensor(-no_go)) >= rich
     first = _first(goes | stops)
     last = first.where(first >= 0, differences.shape[-1] - 1).unsqueeze(-1)
-    better, same, worse, goes, stops = (each.gather(-1, last).squeeze(-1) for each in (better, same, worse, goes, stops))
+    better, same, worse, goes, stops = (
+        each.gather(-1, last).squeeze(-1) for each in (better, same, worse, goes, stops)
+    )
     low, high = _ends(better, same, worse, alpha)
     decision = np.where(goes, "go", np.where(stops, "stop", "go on"))
     examples = last.squeeze(-1) + 1
@@ -172,20 +177,24 @@ def drift_alarm(wrong: Bool[Tensor, "*runs n"], before: float, alpha: float = 0.
 
     wrong: whether each answer was wrong, in the order in which they came; one model [n], or K of them [K, n]
     before: the error rate that counts as good. Where it was measured, take the high end of its interval: the promise is
-    about this number. As long as errors come at this rate or less, the chance that there is ever an alarm is at most alpha.
+    about this number. As long as errors come at this rate or less, the chance that there is ever an alarm is at most
+    alpha, however long the model is watched.
 
-    The capital of a bettor against "the error rate is at most `before`", who multiplies a stake by 1 - b + b / before at
-    an error and by 1 - b otherwise: the likelihood ratio of the error rate before + b (1 - before) against `before`. Stakes
-    run for several shares b, and start at every example, for who bets from the first one on is poor when drift sets in
-    late (a test begun anew at every example: Lorden 1971; in capital: Shin, Ramdas and Rinaldo 2024). No
-    such test raises the alarm sooner, on average, than log(1 / alpha) / KL examples after drift to an error rate
-    whose Kullback-Leibler divergence from `before` is KL (nats).
+    The capital of a bettor against "the error rate is at most `before`", who multiplies a stake by 1 - b + b / before
+    at an error and by 1 - b otherwise: the likelihood ratio of the error rate before + b (1 - before) against `before`.
+    Stakes run for several shares b, and some start at every example, since who has bet from the first one on is poor
+    when drift sets in late (a test begun anew at every example: Lorden 1971; in capital: Shin, Ramdas and Rinaldo 2024).
+    No such test raises the alarm sooner, on average, than log(1 / alpha) / KL examples after the drift; KL (nats) is the
+    Kullback-Leibler divergence of the error rate after it from `before`. The later the drift, the longer this one takes:
+    by about 1.5 log(examples before it) / KL.
+    Raises ParameterError for a rate or an alpha that is not between 0 and 1, ShapeError for no examples.
 
     >>> import torch
     >>> from paramarket import decide
     >>> good = torch.arange(500) % 20 == 0  # one error in 20
     >>> bad = torch.arange(500) % 5 == 0
     >>> decide.drift_alarm(torch.cat([good, bad]), before=0.05).item()
+    580
     """
     _check_between("alpha", alpha, 0, 1)
     _check_between("before", before, 0, 1)
@@ -194,6 +203,7 @@ def drift_alarm(wrong: Bool[Tensor, "*runs n"], before: float, alpha: float = 0.
     not_staked = torch.arange(wrong.shape[-1] + 1, dtype=torch.float64).add(1).rsqrt()  # falls slowly from 1 to 0
     stake = (not_staked[:-1] - not_staked[1:]).log()
     capital = not_staked[1:].log()
+    wrong = wrong.cpu()
     for bet in BETS:
         factor = torch.where(wrong, 1 - bet + bet / before, 1 - bet).double().log()
         growth = factor.cumsum(dim=-1)
@@ -236,6 +246,7 @@ def _counts(differences: Int[Tensor, "*runs n"]) -> list[Float[Tensor, "*runs n"
         raise ShapeError("no examples: a pilot needs at least one.")
     if differences.abs().max() > 1:
         raise ParameterError("differences hold other values than -1, 0 and 1: expected new hits minus old hits.")
+    differences = differences.cpu()
     return [(differences == value).cumsum(dim=-1).double() for value in (1, 0, -1)]
 
 
