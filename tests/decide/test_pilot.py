@@ -183,8 +183,8 @@ def test_lines_beyond_any_gain_are_refused():
 
 @pytest.mark.parametrize(("better", "worse"), [(0.1, 0.04), (0.06, 0.06), (0.02, 0.06)])
 def test_longer_pilots_decide_more_often_and_rightly(better, worse):
-    power = decide.pilot_power(better, worse, go=0.0, no_go=0.03, sizes=[100, 400, 2500], seed=0, runs=500)
-    assert power.examples.tolist() == [100, 400, 2500]
+    power = decide.pilot_power(better, worse, go=0.0, no_go=0.03, sizes=[100, 400, 3000], seed=0, runs=500)
+    assert power.examples.tolist() == [100, 400, 3000]
     assert power.right.is_monotonic_increasing
     assert power.mean_examples.is_monotonic_increasing
     assert (power.mean_examples <= power.examples).all()

@@ -101,8 +101,8 @@ def pilot(differences: Int[Tensor, "*runs n"], go: float, no_go: float, alpha: f
 
     differences: -1, 0 or 1 for every example; one pilot [n], or K of them [K, n]
     "go" as soon as the low end of the confidence sequence lies above the line `go`, "stop" as soon as its high end lies
-    below the line `no_go`; "go" where both happen at once. The chance of a wrong decision, a "go" with a gain of `go` or
-    less or a "stop" with one of `no_go` or more, is at most alpha, whatever the gain.
+    below the line `no_go`; "go" where both happen at once. The chance of a wrong decision ("go" with a gain of `go` or
+    less, "stop" with one of `no_go` or more) is at most alpha, whatever the gain.
     With go < no_go every pilot comes to an end (go = 0, no_go = .02: any gain is good, and what is sure to be less than
     two points is not worth the trouble). With no_go < go, a gain between the two leaves the pilot open, as it should.
 
@@ -183,10 +183,10 @@ def drift_alarm(wrong: Bool[Tensor, "*runs n"], before: float, alpha: float = 0.
     The capital of a bettor against "the error rate is at most `before`", who multiplies a stake by 1 - b + b / before
     at an error and by 1 - b otherwise: the likelihood ratio of the error rate before + b (1 - before) against `before`.
     Stakes run for several shares b, and some start at every example, since who has bet from the first one on is poor
-    when drift sets in late (a test begun anew at every example: Lorden 1971; in capital: Shin, Ramdas and Rinaldo 2024).
-    No such test raises the alarm sooner, on average, than log(1 / alpha) / KL examples after the drift; KL (nats) is the
-    Kullback-Leibler divergence of the error rate after it from `before`. The later the drift, the longer this one takes:
-    by about 1.5 log(examples before it) / KL.
+    when drift sets in late (a test begun anew at every example: Lorden 1971; in capital: Shin, Ramdas and Rinaldo
+    2024). No such test finds drift that is there from the start in fewer examples, on average, than log(1 / alpha)
+    / KL, with KL the Kullback-Leibler divergence (nats) of the error rate after the drift from `before` (Wald 1945).
+    The later the drift, the longer this one takes: by at most about 1.5 log(examples before it) / KL.
     Raises ParameterError for a rate or an alpha that is not between 0 and 1, ShapeError for no examples.
 
     >>> import torch
