@@ -24,6 +24,10 @@ OFFERED = {
     "cka.rbf_cka": "similarity with another kernel",
     "cka.StreamingCKA": "similarity where the examples do not fit into memory at once",
     "contract.extensive_form": "the games as Gambit reads them, to solve them with other means",
+    "decide.confidence_sequence": "an interval for a gain that may be looked at after every label",
+    "decide.drift_alarm": "a watch over a model in use",
+    "decide.pilot_examples": "how many labels a trial of one's own needs",
+    "decide.pilot_power": "how often such a trial decides, and rightly",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }
