@@ -22,7 +22,7 @@ from paramarket.stack import Params, Stack
 
 POINTS = 9  # shares of the other network to try: 0, 1/8, …, 1
 FOLDS = 4  # parts of quote: each is judged by what was tuned on the others
-STEPS = 200  # of a router, and of a student
+STEPS = 100  # of a router, and of a student
 EPOCHS = (0, 1, 2, 4, 8, 16)  # on the labels of quote: the number to take is tuned
 LEARNING_RATE = 1e-3
 
@@ -91,7 +91,7 @@ class Ways(NamedTuple):
     gain_points: Interval
     gain_nats: Interval
     own_class_change: Interval
-    quote_gain_points: Float[np.ndarray, " ways"]
+    quote_gain_points: Interval
     quote_own_class_change: Float[np.ndarray, " ways"]
     models: tuple[int, ...]
     megabytes: tuple[float, ...]
@@ -100,14 +100,14 @@ class Ways(NamedTuple):
     leaks: tuple[Leak, ...]
 
     def table(self) -> pd.DataFrame:
-        """One row a way; every number measured on audit has its interval beside it, as `_low` and `_high`."""
+        """One row a way; every gain has its interval beside it, as `_low` and `_high`."""
         return pd.DataFrame(
             {
                 "way": self.way,
                 **self.gain_points.columns("gain_points"),
                 **self.gain_nats.columns("gain_nats"),
                 **self.own_class_change.columns("own_class_change"),
-                "quote_gain_points": self.quote_gain_points,
+                **self.quote_gain_points.columns("quote_gain_points"),
                 "quote_own_class_change": self.quote_own_class_change,
                 "models": self.models,
                 "megabytes": self.megabytes,
@@ -167,7 +167,7 @@ def ways(
         gain_points=interval(changes, "examples"),
         gain_nats=interval(_saved_nats(on_audit, audit.y, train.fit_temperatures(on_quote, quote.y)), "examples"),
         own_class_change=interval(changes[case.own_classes[audit.y]], "examples"),
-        quote_gain_points=quote_changes.mean(dim=0).numpy(),
+        quote_gain_points=interval(quote_changes, "examples"),
         quote_own_class_change=quote_changes[case.own_classes[quote.y]].mean(dim=0).numpy(),
         models=tuple(service.models for service in services),
         megabytes=tuple(service.megabytes for service in services),
@@ -178,15 +178,19 @@ def ways(
 
 
 def recommend(ways: Ways, max_class_loss: float = 1.0) -> str:
-    """The name of the way with the largest gain in points on quote, among those that are harmless there.
+    """The name of the way with the largest gain in points on quote, of those that do help there and do no harm.
 
-    Harmless: it costs at most max_class_loss accuracy points on the buyer's own classes. Of ways with as many right
-    answers the one with the fewest networks in service; of these the first, and "nothing" is the first of all.
+    Help: the interval of the gain lies above 0; where no way helps, "nothing". Harm: it costs more than max_class_loss
+    accuracy points on the buyer's own classes. Of ways with as many right answers the one with the fewest networks in
+    service, of these the first.
     Audit is not looked at: what the chosen way gains there is right on average, though it is the best of many.
     """
+    helps = ways.quote_gain_points.low > 0
     harmless = ways.quote_own_class_change >= -max_class_loss - 1e-9  # exactly so many points are allowed
-    gains = np.where(harmless, ways.quote_gain_points, -np.inf)
-    best = np.flatnonzero(gains >= gains.max() - 1e-9)  # less than one example apart, that is by rounding
+    offered = helps & harmless
+    offered[0] = True  # nothing
+    gains = np.where(offered, ways.quote_gain_points.mean, -np.inf)
+    best = np.flatnonzero(gains >= gains.max() - 1e-9)  # what differs by less than one example differs by rounding
     chosen = min(best, key=lambda k: ways.models[k])
     return ways.way[chosen]
 

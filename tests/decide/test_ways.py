@@ -1,0 +1,249 @@
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from orders import shuffle, spec_of
+
+from paramarket import align, base, data, decide, stack, train
+from paramarket.data import Split
+from paramarket.errors import ShapeError, WeightsError
+
+ANSWERS_ONLY = ("nothing", "the other's network", "output ensemble", "routed by answers", "distilled ensemble")
+LABELS = "trained on quote's labels"
+FROZEN = ("nothing", "the other's network", "output ensemble")  # what does not change a network
+MATCHED = ("averaged, matched by weights", "averaged, matched by activations", "averaged and repaired")
+MATCHED += ("averaged by layers", "task arithmetic", "ties", "routed by layers")
+NET = stack.mlp(64, [24], 10)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Ways that train do so for a moment only: where what they learn is not what is asked."""
+    file = import_module("paramarket.decide.ways")  # on the face its name is the function's
+    monkeypatch.setattr(file, "STEPS", 5)
+    monkeypatch.setattr(file, "EPOCHS", (0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def plants(digits):
+    """One knows the first five kinds, the other the last five; each has seen little of the rest."""
+    holdings = []
+    for plant, rare in enumerate([range(5, 10), range(5)]):
+        holdings.append(data.holding(digits.train, list(rare), 0.05, base.stream(0, "holding", plant)))
+    start = stack.init(NET, 2, seed=0)
+    models = train.fit(NET, start, holdings, epochs=20, lr=1e-2).stack
+    return stack.take(models, 0), stack.take(models, 1)
+
+
+@pytest.fixture(scope="module")
+def plants_ways(plants, digits):
+    return decide.ways(NET, spec_of(NET, digits.quote.x[:1]), *plants, digits, seed=0, max_class_loss=5)
+
+
+def rows(ways):
+    return ways.table().set_index("way")
+
+
+def synthetic(quote_gains, lows=None, own_changes=None, models=None, audit_gains=None):
+    """What `ways` would give for such gains: the first way is nothing."""
+    number = len(quote_gains)
+    zeros = np.zeros(number)
+    gains = np.array(quote_gains, dtype=float)
+    low = gains if lows is None else np.array(lows, dtype=float)
+    audit = zeros if audit_gains is None else np.array(audit_gains, dtype=float)
+    one = (1,) * number
+    return decide.Ways(
+        way=("nothing", *(f"way {k}" for k in range(1, number))),
+        gain_points=base.Interval(audit, audit, audit),
+        gain_nats=base.Interval(zeros, zeros, zeros),
+        own_class_change=base.Interval(zeros, zeros, zeros),
+        quote_gain_points=base.Interval(gains, low, gains),
+        quote_own_class_change=zeros if own_changes is None else np.array(own_changes, dtype=float),
+        models=one if models is None else tuple(models),
+        megabytes=(1.0,) * number,
+        multiplications=one,
+        labels=one,
+        leaks=("nothing",) * number,
+    )
+
+
+# What the ways are worth
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_a_copy_gives_nothing_whatever_the_order_of_its_units(plants, digits, short, seed):
+    own = plants[0]
+    spec = spec_of(NET, digits.quote.x[:1])
+    copy = own if seed is None else align.permute(spec, shuffle(spec, own, seed), own)
+    found = rows(decide.ways(NET, spec, own, copy, digits, seed=0))
+    for way in (*FROZEN, *MATCHED, "distilled ensemble", "regmean"):
+        for column in ("gain_points", "gain_points_low", "gain_points_high", "own_class_change", "quote_gain_points"):
+            assert found[column][way] == 0, (way, column)
+        assert found.gain_nats[way] == pytest.approx(0, abs=1e-4)
+
+
+def test_plants_that_know_different_kinds_gain(plants_ways):
+    found = rows(plants_ways)
+    best = decide.recommend(plants_ways, max_class_loss=5)
+    assert best != "nothing"
+    assert found.gain_points_low[best] > 0
+    assert found.gain_nats_low[best] > 0
+    assert found.gain_points_low["output ensemble"] > 0
+
+
+def test_nobody_is_advised_to_use_noise(plants, digits):
+    noise = stack.take(stack.init(NET, 1, seed=7), 0)
+    found = decide.ways(NET, spec_of(NET, digits.quote.x[:1]), plants[0], noise, digits, seed=0)
+    assert decide.recommend(found) in ("nothing", LABELS)
+    table = rows(found)
+    assert table.gain_points_high["the other's network"] < 0
+    for way in ("averaged, matched by activations", "averaged by layers", "output ensemble", "distilled ensemble"):
+        assert table.quote_own_class_change[way] >= -1
+
+
+def test_the_guard_refuses_a_network_that_is_better_on_the_whole_and_worse_where_it_matters(digits):
+    """The buyer hardly knows the last five kinds. The other knows them well, and the first five not at all."""
+    few = data.holding(digits.train, list(range(5, 10)), 0.02, base.stream(0, "few"))
+    settings = {"epochs": 20, "lr": 1e-2}
+    own = train.fit(NET, stack.init(NET, 1, seed=0), few, **settings).stack
+    some = data.holding(digits.train, list(range(5)), 0.1, base.stream(0, "some"))
+    other = train.fit(NET, stack.init(NET, 1, seed=1), some, **settings).stack
+    own, other = stack.take(own, 0), stack.take(other, 0)
+    found = decide.ways(NET, None, own, other, digits, seed=0, max_class_loss=2)
+    table = rows(found)
+    assert table.gain_points_low["the other's network"] > 0
+    assert table.own_class_change_high["the other's network"] < -2
+    chosen = decide.recommend(found, max_class_loss=2)
+    assert chosen != "the other's network"
+    assert table.quote_own_class_change[chosen] >= -2
+    assert table.quote_gain_points[chosen] <= table.quote_gain_points[decide.recommend(found, max_class_loss=100)]
+
+
+# How they are measured
+
+
+def test_gains_are_differences_example_by_example_to_the_own_network(plants, plants_ways, digits):
+    found = rows(plants_ways)
+    quote, audit = digits.quote, digits.audit
+    on_quote = train.logits(NET, stack.join(plants), quote.x)
+    on_audit = train.logits(NET, stack.join(plants), audit.x)
+    right = (on_audit.argmax(dim=-1) == audit.y).double()
+    points = base.interval(100 * (right[1] - right[0]), "examples")
+    temperatures = train.fit_temperatures(on_quote, quote.y).view(-1, 1, 1)
+    logs = (on_audit / temperatures).log_softmax(dim=-1)
+    of_truth = logs[:, torch.arange(len(audit)), audit.y]
+    nats = base.interval((of_truth[1] - of_truth[0]).double(), "examples")
+    best = train.evaluate(NET, stack.join(plants), quote).class_accuracy[0].argsort(descending=True, stable=True)[:5]
+    own = base.interval((100 * (right[1] - right[0]))[torch.isin(audit.y, best)], "examples")
+    for name, expected in {"gain_points": points, "gain_nats": nats, "own_class_change": own}.items():
+        row = found.loc["the other's network", [name, f"{name}_low", f"{name}_high"]].tolist()
+        assert row == pytest.approx(list(expected), abs=1e-4)
+    before = (on_quote.argmax(dim=-1) == quote.y).double().mean(dim=1)
+    assert found.quote_gain_points["the other's network"] == pytest.approx(100 * (before[1] - before[0]).item())
+
+
+def test_audit_decides_nothing(plants, digits, short):
+    spec = spec_of(NET, digits.quote.x[:1])
+    found = decide.ways(NET, spec, *plants, digits, seed=0)
+    elsewhere = replace(digits, audit=digits.test)
+    again = decide.ways(NET, spec, *plants, elsewhere, seed=0)
+    assert not np.array_equal(found.gain_points.mean, again.gain_points.mean)
+    assert np.array_equal(found.quote_gain_points.mean, again.quote_gain_points.mean)
+    assert np.array_equal(found.quote_own_class_change, again.quote_own_class_change)
+    assert decide.recommend(found) == decide.recommend(again)
+
+
+def test_the_same_seed_gives_the_same_table(plants, digits, short):
+    before = torch.default_generator.get_state()
+    found = [decide.ways(NET, None, *plants, digits, seed=seed).table() for seed in (0, 0, 1)]
+    assert found[0].equals(found[1])
+    assert not found[0].equals(found[2])
+    assert torch.equal(torch.default_generator.get_state(), before)
+
+
+def test_what_a_way_takes_to_run(plants, plants_ways):
+    found = rows(plants_ways)
+    numbers = 64 * 24 + 24 + 24 * 10 + 10
+    products = 64 * 24 + 24 * 10
+    for way in ("nothing", "the other's network", "regmean", "distilled ensemble", LABELS):
+        row = found.loc[way]
+        assert (row.models, row.megabytes, row.multiplications) == (1, 4 * numbers / 1e6, products)
+    ensemble = found.loc["output ensemble"]
+    assert (ensemble.models, ensemble.megabytes) == (2, 8 * numbers / 1e6)
+    assert ensemble.multiplications == 2 * products
+    assert found.multiplications["routed by layers"] == 2 * (products + 64 + 24)  # its gates, besides
+    assert found.labels["nothing"] == 0
+    assert found.leaks[[*FROZEN, LABELS]].tolist() == ["nothing", "weights", "probabilities", "nothing"]
+
+
+# Two architectures
+
+
+def test_of_two_architectures_only_answers_can_be_combined(plants, digits, short):
+    wide = stack.mlp(64, [40, 40], 10)
+    other = train.fit(wide, stack.init(wide, 1, seed=0), digits.train, epochs=5, lr=1e-2).stack
+    found = decide.ways(NET, None, plants[0], stack.take(other, 0), digits, seed=0, other_net=wide)
+    assert found.way == (*ANSWERS_ONLY, LABELS)
+    table = rows(found)
+    assert table.gain_points_low["the other's network"] > 0
+    assert table.megabytes["output ensemble"] == table.megabytes[["nothing", "the other's network"]].sum()
+
+
+def test_what_does_not_fit_is_refused(plants, digits):
+    own, other = plants
+    spec = spec_of(NET, digits.quote.x[:1])
+    stranger = stack.take(stack.init(stack.mlp(64, [23], 10), 1, seed=0), 0)
+    with pytest.raises(ShapeError, match=r"the other network and its net.*'1\.weight'"):
+        decide.ways(NET, spec, own, stranger, digits, seed=0)
+    with pytest.raises(WeightsError, match=r"the other network: '3\.bias' holds values that are NaN"):
+        decide.ways(NET, None, own, {**other, "3.bias": other["3.bias"] / 0}, digits, seed=0)
+
+
+# The choice
+
+
+def test_the_largest_harmless_gain_on_quote_is_recommended():
+    gains = [0, 2, 5, 4]
+    assert decide.recommend(synthetic(gains)) == "way 2"
+    assert decide.recommend(synthetic(gains, own_changes=[0, 0, -1.5, -1]), max_class_loss=1) == "way 3"
+    assert decide.recommend(synthetic(gains, own_changes=[0, -3, -3, -3]), max_class_loss=1) == "nothing"
+    assert decide.recommend(synthetic(gains, audit_gains=[0, 9, -9, 9])) == "way 2"
+
+
+def test_of_equal_gains_the_one_that_takes_least_to_run_is_recommended():
+    assert decide.recommend(synthetic([0, 3, 3], models=[1, 2, 1])) == "way 2"
+    assert decide.recommend(synthetic([0, 3, 3], models=[1, 1, 1])) == "way 1"
+    assert decide.recommend(synthetic([0, 0, 0], models=[1, 1, 1])) == "nothing"
+    assert decide.recommend(synthetic([0, -1, -2])) == "nothing"
+
+
+def test_a_gain_on_quote_that_may_be_luck_is_no_reason_to_do_anything():
+    assert decide.recommend(synthetic([0, 2, 5], lows=[0, -1, 0])) == "nothing"
+    assert decide.recommend(synthetic([0, 2, 5], lows=[0, 1, -1])) == "way 1"
+
+
+@pytest.mark.parametrize("other_is", ["a copy", "a stranger"])
+def test_the_recommended_gain_is_right_on_average_though_it_is_the_best_of_many(digits, short, other_is):
+    """Where labels are drawn by lot nobody can gain: on audit the chosen way does not, on quote it seems to."""
+    net = stack.mlp(64, [6], 3)
+    spec = spec_of(net, digits.quote.x[:1])
+    on_quote, on_audit = [], []
+    for case in range(40):
+        models = stack.init(net, 2, seed=case)
+        own, other = stack.take(models, 0), stack.take(models, 1)
+        if other_is == "a copy":
+            other = align.permute(spec, shuffle(spec, own, case), own)
+        lot = base.stream(case, "labels by lot")
+        quote = Split(digits.quote.x, torch.randint(3, (180,), generator=lot))
+        audit = Split(digits.audit.x, torch.randint(3, (180,), generator=lot))
+        found = decide.ways(
+            net, spec, own, other, replace(digits, quote=quote, audit=audit), seed=case, max_class_loss=100
+        )
+        chosen = found.way.index(decide.recommend(found, max_class_loss=100))
+        on_quote.append(found.quote_gain_points.mean[chosen])
+        on_audit.append(found.gain_points.mean[chosen])
+    flattered, honest = base.interval(on_quote), base.interval(on_audit)
+    assert honest.low < 0 < honest.high
+    assert flattered.low > 0
