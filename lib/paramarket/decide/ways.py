@@ -34,7 +34,8 @@ class Case(NamedTuple):
     """What a way may look at. `audit` is not in it.
 
     own, other: two networks, of `net` and of `other_net` · spec: the symmetry of the one architecture; None if there
-    are two, or if it is unknown · matched: the other with its units in the order of the own, by activations on quote
+    are two, or if it is unknown · matched: the other with its units in the order of the own, by weights or by
+    activations on quote: the order in which the average of the two is better there
     quote: examples to tune on · own_classes: those that the buyer does best there · max_class_loss: accuracy points
     that a mixture may cost on these, on average · seed: of every draw
     """
@@ -213,11 +214,26 @@ def _case(
     max_class_loss: float,
     seed: int,
 ) -> Case:
-    matched = None
-    if spec is not None:
-        matched = align.reorder(spec, own, other, matcher=align.activation_matching, net=net, x=quote.x)
     own_classes = _better_half(_answers(net, own, quote.x), quote.y)
-    return Case(net, spec, own, other_net, other, matched, quote, own_classes, max_class_loss, seed)
+    case = Case(net, spec, own, other_net, other, None, quote, own_classes, max_class_loss, seed)
+    return case if spec is None else case._replace(matched=_best_order(case))
+
+
+def _best_order(case: Case) -> Params:
+    """The other in the order in which its average with the own is better on quote; by weights, if both are as good."""
+    orders = [_by_weights(case), _by_activations(case)]
+    averages = [stack.take(merge.path(case.own, other, 3), 1) for other in orders]
+    losses = _calibrated_losses(train.logits(case.net, stack.join(averages), case.quote.x), case.quote.y)
+    return orders[_first_least(losses)]
+
+
+def _by_weights(case: Case) -> Params:
+    return align.reorder(case.spec, case.own, case.other)
+
+
+def _by_activations(case: Case) -> Params:
+    look = {"matcher": align.activation_matching, "net": case.net, "x": case.quote.x}
+    return align.reorder(case.spec, case.own, case.other, **look)
 
 
 def _better_half(answers: Float[Tensor, "n classes"], y: Int[Tensor, " n"]) -> Bool[Tensor, " classes"]:
@@ -303,15 +319,21 @@ def _single(case: Case, params: Params, labels: int) -> Service:
 
 
 def _best(case: Case, answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> int:
-    """The candidate with the lowest calibrated loss among those that do not harm; the first is no purchase.
-
-    Of equal ones the first; a difference of less than a millionth is rounding.
-    """
-    answers = answers.float().cpu()
-    losses = _losses(answers / train.fit_temperatures(answers, y).view(-1, 1, 1), y).mean(dim=1)
+    """The candidate with the lowest calibrated loss among those that do not harm; the first is no purchase."""
+    losses = _calibrated_losses(answers, y)
     counted = case.own_classes[y.cpu()]
-    lost = -_changes(answers, y)[counted].sum(dim=0)
+    lost = -_changes(answers.cpu(), y)[counted].sum(dim=0)
     losses[lost > case.max_class_loss * counted.sum()] = torch.inf
+    return _first_least(losses)
+
+
+def _calibrated_losses(answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, " C"]:
+    answers = answers.float().cpu()
+    return _losses(answers / train.fit_temperatures(answers, y).view(-1, 1, 1), y).mean(dim=1)
+
+
+def _first_least(losses: Float[Tensor, " C"]) -> int:
+    """The first of those with the lowest loss; a difference of less than a millionth is rounding."""
     return int((losses <= losses.min() + 1e-6).int().argmax())
 
 
@@ -352,11 +374,11 @@ def _other(case: Case) -> Service:
 
 
 def _matched_by_weights(case: Case) -> Service:
-    return _best_model(case, merge.path(case.own, align.reorder(case.spec, case.own, case.other), POINTS))
+    return _best_model(case, merge.path(case.own, _by_weights(case), POINTS))
 
 
 def _matched_by_activations(case: Case) -> Service:
-    return _best_model(case, merge.path(case.own, case.matched, POINTS))
+    return _best_model(case, merge.path(case.own, _by_activations(case), POINTS))
 
 
 def _repaired(case: Case) -> Service:
