@@ -224,7 +224,7 @@ def _best_order(case: Case) -> Params:
     orders = [_by_weights(case), _by_activations(case)]
     averages = [stack.take(merge.path(case.own, other, 3), 1) for other in orders]
     losses = _calibrated_losses(train.logits(case.net, stack.join(averages), case.quote.x), case.quote.y)
-    return orders[_first_least(losses)]
+    return orders[_first_least(losses.mean(dim=1))]
 
 
 def _by_weights(case: Case) -> Params:
@@ -319,17 +319,23 @@ def _single(case: Case, params: Params, labels: int) -> Service:
 
 
 def _best(case: Case, answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> int:
-    """The candidate with the lowest calibrated loss among those that do not harm; the first is no purchase."""
+    """The candidate with the lowest calibrated loss among those that do not harm; the first is no purchase.
+
+    It stays so unless what is saved is clear of chance: a little of anybody's doubt, noise too, lowers a loss a little.
+    """
     losses = _calibrated_losses(answers, y)
     counted = case.own_classes[y.cpu()]
     lost = -_changes(answers.cpu(), y)[counted].sum(dim=0)
-    losses[lost > case.max_class_loss * counted.sum()] = torch.inf
-    return _first_least(losses)
+    means = losses.mean(dim=1)
+    means[lost > case.max_class_loss * counted.sum()] = torch.inf
+    chosen = _first_least(means)
+    saved = interval(losses[0] - losses[chosen], "examples")
+    return chosen if saved.low > 0 else 0
 
 
-def _calibrated_losses(answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, " C"]:
+def _calibrated_losses(answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, "C n"]:
     answers = answers.float().cpu()
-    return _losses(answers / train.fit_temperatures(answers, y).view(-1, 1, 1), y).mean(dim=1)
+    return _losses(answers / train.fit_temperatures(answers, y).view(-1, 1, 1), y)
 
 
 def _first_least(losses: Float[Tensor, " C"]) -> int:
