@@ -28,6 +28,8 @@ OFFERED = {
     "decide.drift_alarm": "a watch over a model in use",
     "decide.pilot_examples": "how many labels a trial of one's own needs",
     "decide.pilot_power": "how often such a trial decides, and rightly",
+    "decide.recommend": "which way to take, chosen so that its measured gain is not flattered",
+    "decide.Way": "what a way of one's own has to keep",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }
