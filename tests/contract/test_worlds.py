@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,11 +76,7 @@ def test_noise_turns_round_the_signal_of_firm_1_alone(noise):
 
 
 def test_a_measured_world_holds_what_was_counted():
-    draw = stream(0, "measured")
-    labels, first, second, groups = (
-        np.array([int(draw.initial_seed() >> k & 1) ^ (n // m % 2) for n in range(48)])
-        for k, m in ((0, 1), (1, 3), (2, 4), (3, 2))
-    )
+    labels, first, second, groups = torch.randint(2, (4, 48), generator=stream(0, "measured")).numpy()
     world = contract.measured_world(labels == 1, first == 1, second == 1, groups, samples=2)
     for w, t, i, j in np.ndindex(2, 2, 2, 2):
         here = (groups == w) & (labels == t) & (first == i) & (second == j)
@@ -98,6 +95,17 @@ def test_weights_count_examples_more_than_once():
     repeated = [np.repeat(part, times) for part in (labels, first, second, groups)]
     np.testing.assert_allclose(many.inference[0], contract.measured_world(*repeated).inference)
     np.testing.assert_allclose(many.inference[1], contract.measured_world(labels, first, second, groups).inference)
+
+
+def test_many_pairs_of_models_are_measured_like_each_by_itself():
+    first, second = torch.rand(2, 3, 1, 20, generator=stream(0, "pairs")).numpy() > 0.4
+    labels, groups = np.arange(20) % 2 == 0, np.arange(20) // 10
+    weights = torch.randint(1, 4, (3, 2, 20), generator=stream(0, "weights")).numpy()
+    many = contract.measured_world(labels, first, second, groups, weights=weights)
+    for pair, resample in np.ndindex(3, 2):
+        one = contract.measured_world(labels, first[pair, 0], second[pair, 0], groups, weights=weights[pair, resample])
+        for part in ("prior", "training", "inference"):
+            np.testing.assert_allclose(getattr(many, part)[pair, resample], getattr(one, part))
 
 
 def test_fractions_stay_fractions_and_one_float_makes_floats():

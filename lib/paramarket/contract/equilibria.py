@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Bool, Int, Shaped
 
 from paramarket import stack
-from paramarket.contract.worlds import World, flatten, front_axes
+from paramarket.contract.worlds import World, flatten, front_axes, single
 from paramarket.errors import ParameterError, unknown
 
 CONTRACTS = ("none", "train", "infer", "full")  # from least shared to most
@@ -97,9 +97,7 @@ def equilibria(world: World, contract: str) -> Equilibria:
     >>> found.payoff.round(4).tolist()
     [[0.5185, 0.4815]]
     """
-    batch = flatten(world)
-    if len(batch.prior) != 1:
-        raise ParameterError(f"{len(batch.prior)} worlds at once: expected one.")
+    batch = single(world)
     solved = solve(batch, contract)
     count = solved.count[0]
     total = int(np.prod(count, dtype=object))
@@ -142,8 +140,7 @@ def payoffs(world: World) -> Payoffs:
 
 def solve(batch: World, contract: str) -> Solved:
     """The equilibria of each part, for worlds with one axis in front."""
-    if contract not in CONTRACTS:
-        raise ParameterError(unknown("contract", contract, CONTRACTS))
+    check_contract(contract)
     joint = np.einsum("nw,nwab,nwtij->ntabij", batch.prior, batch.training, batch.inference)
     score = _arrange(_scores(joint, batch), contract)  # [B, P, 2, H1, H2]
     reach = _arrange(joint.sum(axis=1)[:, None], contract)[:, :, 0]  # [B, P, H1, H2]
@@ -178,6 +175,12 @@ def solve(batch: World, contract: str) -> Solved:
         trade=(acts * reach[:, :, None]).sum(axis=(-1, -2)),
         count=count,
     )
+
+
+def check_contract(name: str) -> None:
+    """ParameterError for the name of no contract."""
+    if name not in CONTRACTS:
+        raise ParameterError(unknown("contract", name, CONTRACTS))
 
 
 def tolerance(batch: World) -> Shaped[np.ndarray, " B"]:
@@ -263,9 +266,14 @@ def _earned(worth: np.ndarray, own: np.ndarray, rival: np.ndarray) -> np.ndarray
     return np.where(own == 1, against[:, :, 1], against[:, :, 0])
 
 
+def observations(batch: World) -> np.ndarray:
+    """P(z1, z2) [B, Z1, Z2]."""
+    return np.einsum("nw,nwab->nab", batch.prior, batch.training)
+
+
 def _observed(batch: World) -> tuple[np.ndarray, np.ndarray]:
     """P(z1) [B, Z1] and P(z2) [B, Z2]."""
-    pairs = np.einsum("nw,nwab->nab", batch.prior, batch.training)
+    pairs = observations(batch)
     return pairs.sum(axis=-1), pairs.sum(axis=-2)
 
 

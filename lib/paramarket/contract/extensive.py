@@ -4,9 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from paramarket.contract.equilibria import AXES, CONTRACTS, VIEWS
-from paramarket.contract.worlds import World, flatten
-from paramarket.errors import ParameterError, unknown
+from paramarket.contract.equilibria import AXES, VIEWS, check_contract
+from paramarket.contract.worlds import World, single
 
 
 def extensive_form(world: World, contract: str) -> str:
@@ -21,12 +20,9 @@ def extensive_form(world: World, contract: str) -> str:
     >>> print(text.splitlines()[0])
     EFG 2 R "none" { "Firm 1" "Firm 2" }
     """
-    if contract not in CONTRACTS:
-        raise ParameterError(unknown("contract", contract, CONTRACTS))
-    batch = flatten(world)
-    if len(batch.prior) != 1:
-        raise ParameterError(f"{len(batch.prior)} worlds at once: expected one.")
-    prior, training, inference, reward, cost = (np.vectorize(Fraction, otypes=[object])(part[0]) for part in batch)
+    check_contract(contract)
+    parts = [np.vectorize(Fraction, otypes=[object])(part[0]) for part in single(world)]
+    prior, training, inference, reward, cost = parts
     joint = np.einsum("w,wab,wtij->tabij", prior, training, inference)
     joint = joint / joint.sum()  # floats do not sum to 1 to the last bit, and Gambit minds
     states = [state for state in np.ndindex(joint.shape) if joint[state] > 0]

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Shaped
 
-from paramarket import stack
-from paramarket.contract.equilibria import CONTRACTS, TIE, chunks, solve, tolerance
+from paramarket import price, stack
+from paramarket.contract.equilibria import CONTRACTS, TIE, check_contract, chunks, observations, solve, tolerance
 from paramarket.contract.worlds import Numbers, World, flatten, front_axes
-from paramarket.errors import ParameterError, unknown
+from paramarket.errors import ParameterError
 
 
 class Verdict(NamedTuple):
@@ -87,14 +87,14 @@ def transfer(gain_first: float | np.ndarray, gain_second: float | np.ndarray) ->
     """
     gain_first, gain_second = np.asarray(gain_first, dtype=np.float64), np.asarray(gain_second, dtype=np.float64)
     surplus = gain_first + gain_second
-    paid = np.where(surplus > TIE, (gain_second - gain_first) / 2, np.nan)
+    share_of_first = price.nash_price(value=np.maximum(surplus, 0), cost=0.0).price
+    paid = np.where(surplus > TIE, share_of_first - gain_first, np.nan)
     return Transfer(surplus[()], paid[()])
 
 
 def _running(costs: Mapping[str, Numbers]) -> list[Numbers]:
     for name, cost in costs.items():
-        if name not in CONTRACTS:
-            raise ParameterError(unknown("contract", name, CONTRACTS))
+        check_contract(name)
         if not 0 <= cost < np.inf:
             raise ParameterError(f"the running cost of {name!r} is {cost}: expected 0 or more.")
     return [costs.get(name, 0) for name in CONTRACTS]
@@ -108,7 +108,7 @@ def _dominance(batch: World, running: list[Numbers]) -> Bool[np.ndarray, "B 4 4"
         most_second.append(each.utility_second.max(axis=2).sum(axis=1) - paid)
     most_first, most_second = np.stack(most_first, axis=1), np.stack(most_second, axis=1)  # [B, 4, Z]
     tie = tolerance(batch)[:, None, None]
-    possible = np.einsum("nw,nwab->nab", batch.prior, batch.training) > 0
+    possible = observations(batch) > 0
     dominates = np.ones((len(batch.prior), 4, 4), dtype=bool)
     for z1, z2 in np.ndindex(possible.shape[1:]):
         for c, each in enumerate(solved):

@@ -107,7 +107,14 @@ def correlation_world(
         _check_probability(name, chance)
     a, b = alpha[..., None], beta[..., None]
     a, b, rho = np.broadcast_arrays(a, b, both)
-    _check_frechet(a, b, rho)
+    low, high = _frechet_bounds(a, b)
+    outside = _first_outside(rho, low, high)
+    if outside is not None:
+        raise ParameterError(
+            f"both = {float(rho[outside]):g}: two firms that are right with {float(a[outside]):g} and "
+            f"{float(b[outside]):g} are both right with {float(low[outside]):g} to {float(high[outside]):g} "
+            "(the Fréchet bounds)."
+        )
     right = [[1 - a - b + rho, b - rho], [a - rho, rho]]  # given label 1, by s1 and s2
     wrong = [row[::-1] for row in right[::-1]]  # given label 0 both signals are turned round
     table = np.stack([_stack_table(wrong), _stack_table(right)], axis=-3) / 2
@@ -117,14 +124,8 @@ def correlation_world(
         for first in range(worlds):
             training[w, first, (first + w) % worlds] = 1
     training = training * _one(table) / worlds
-    nothing = 0 * reward
-    return world(
-        prior,
-        training,
-        np.maximum(table, 0),  # a float bound may lie a hair below 0
-        reward=np.stack([nothing, reward], axis=-1),
-        cost=np.stack([0 * cost, cost], axis=-1),
-    )
+    table = np.maximum(table, 0)  # a float bound may lie a hair below 0
+    return world(prior, training, table, reward=_of_action_1(reward), cost=_of_action_1(cost))
 
 
 def both_right(alpha: Numbers, beta: Numbers, correlation: Numbers) -> Float[np.ndarray, "..."] | float:
@@ -142,15 +143,13 @@ def both_right(alpha: Numbers, beta: Numbers, correlation: Numbers) -> Float[np.
     spread = np.sqrt(alpha * (1 - alpha) * beta * (1 - beta))
     alpha, beta, spread, correlation = np.broadcast_arrays(alpha, beta, spread, correlation)
     rho = alpha * beta + correlation * spread
-    low, high = np.maximum(0, alpha + beta - 1), np.minimum(alpha, beta)
-    outside = (rho < low - CLOSE) | (rho > high + CLOSE) | ~np.isfinite(rho)
-    if outside.any():
-        first = tuple(np.argwhere(outside)[0])
-        least = (low[first] - alpha[first] * beta[first]) / spread[first]
-        most = (high[first] - alpha[first] * beta[first]) / spread[first]
+    low, high = _frechet_bounds(alpha, beta)
+    outside = _first_outside(rho, low, high)
+    if outside is not None:
+        least, most = ((end - alpha * beta)[outside] / spread[outside] for end in (low, high))
         raise ParameterError(
-            f"correlation = {correlation[first]:g}, and firms that are right with {alpha[first]:g} and {beta[first]:g} "
-            f"can only have one from {least:.4f} to {most:.4f} (the Fréchet bounds)."
+            f"correlation = {correlation[outside]:g}, and firms that are right with {alpha[outside]:g} and "
+            f"{beta[outside]:g} can only have one from {least:.4f} to {most:.4f} (the Fréchet bounds)."
         )
     return np.clip(rho, low, high)[()]
 
@@ -197,8 +196,8 @@ def two_hypotheses_world(
 
 def measured_world(
     labels: Bool[np.ndarray, " n"],
-    first: Bool[np.ndarray, " _"],
-    second: Bool[np.ndarray, " _"],
+    first: Bool[np.ndarray, "... _"],
+    second: Bool[np.ndarray, "... _"],
     groups: Int[np.ndarray, " _"],
     *,
     samples: int = 1,
@@ -208,22 +207,23 @@ def measured_world(
 ) -> World:
     """The world that two trained models live in, measured on n labelled examples that neither was trained on.
 
-    labels: t · first, second: the two models' signals of t · groups: 0, 1, …, the worlds: which kind of times an
-    example belongs to, as likely as it is frequent · samples: a firm's training observation is how often its model is
-    right on so many labelled cases of the times to come (its calibration sample), drawn for each firm apart; 0: it has
-    none · reward, cost: of action 1; action 0 pays nothing · weights: how often each example counts, [..., n] for as
-    many worlds, such as a bootstrap's; not given: each once
+    labels: t · first, second: the two models' signals of t, [..., n] for as many worlds · groups: 0, 1, …, the worlds:
+    which kind of times an example belongs to, as likely as it is frequent · samples: a firm's training observation is
+    how often its model is right on so many labelled cases of the times to come (its calibration sample), drawn for each
+    firm apart; 0: it has none · reward, cost: of action 1; action 0 pays nothing · weights [..., n]: how often each
+    example counts, such as in a bootstrap; not given: each once
     Raises ParameterError for a group without an example, ShapeError for parts that are not of the same examples.
     """
     parts = {"labels": labels, "first": first, "second": second, "groups": groups}
-    sizes = {name: len(part) for name, part in parts.items()}
+    sizes = {name: part.shape[-1] for name, part in parts.items()}
     if len(set(sizes.values())) > 1:
         raise ShapeError(f"expected labels, signals and groups of the same examples, got {sizes}.")
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
     count = int(groups.max()) + 1
-    cell = np.ravel_multi_index((groups, labels.astype(int), first.astype(int), second.astype(int)), (count, 2, 2, 2))
-    cells = weights @ (cell[:, None] == np.arange(count * 8)).astype(np.float64)
-    cells = cells.reshape(*weights.shape[:-1], count, 2, 2, 2)
+    cell = 8 * groups + 4 * labels + 2 * first + second
+    is_there = (cell[..., None] == np.arange(count * 8)).astype(np.float64)  # [..., n, cells]
+    cells = (weights[..., None, :] @ is_there).squeeze(-2)
+    cells = cells.reshape(*cells.shape[:-1], count, 2, 2, 2)
     totals = cells.sum(axis=(-3, -2, -1))
     if (totals <= 0).any():
         raise ParameterError("a group without an example: nothing was measured of one of the worlds.")
@@ -232,13 +232,12 @@ def measured_world(
     chance = [_right_of(inference, firm, samples) for firm in (1, 2)]
     training = chance[0][..., :, None] * chance[1][..., None, :]
     reward, cost = np.asarray(reward, dtype=np.float64), np.asarray(cost, dtype=np.float64)
-    return world(
-        prior,
-        training,
-        inference,
-        reward=np.stack([0 * reward, reward], axis=-1),
-        cost=np.stack([0 * cost, cost], axis=-1),
-    )
+    return world(prior, training, inference, reward=_of_action_1(reward), cost=_of_action_1(cost))
+
+
+def _of_action_1(amount: np.ndarray) -> np.ndarray:
+    """[..., 2]: nothing for action 0, the amount for action 1."""
+    return np.stack([0 * amount, amount], axis=-1)
 
 
 def _right_of(inference: np.ndarray, firm: int, samples: int) -> np.ndarray:
@@ -310,17 +309,16 @@ def _check_distribution(name: str, chances: np.ndarray, axes: int) -> None:
         raise ParameterError(f"the probabilities of {name} sum to {float(total):.6g}, expected 1.")
 
 
-def _check_frechet(alpha: np.ndarray, beta: np.ndarray, rho: np.ndarray) -> None:
-    slack = 0 if rho.dtype == object else CLOSE
-    low, high = np.maximum(0 * rho, alpha + beta - 1), np.minimum(alpha, beta)
-    outside = np.asarray((rho < low - slack) | (rho > high + slack) | (rho != rho), dtype=bool)
-    if outside.any():
-        first = tuple(np.argwhere(outside)[0])
-        raise ParameterError(
-            f"both = {float(rho[first]):g}: two firms that are right with {float(alpha[first]):g} and "
-            f"{float(beta[first]):g} are both right with {float(low[first]):g} to {float(high[first]):g} "
-            "(the Fréchet bounds)."
-        )
+def _frechet_bounds(alpha: Numbers, beta: Numbers) -> tuple[Numbers, Numbers]:
+    """Between which numbers the probability lies that two are both right, who are right with alpha and with beta."""
+    return np.maximum(0 * alpha, alpha + beta - 1), np.minimum(alpha, beta)
+
+
+def _first_outside(values: Numbers, low: Numbers, high: Numbers) -> tuple[int, ...] | None:
+    """The place of the first value that lies outside of its ends, or is no number; None if there is none."""
+    slack = 0 if np.asarray(values).dtype == object else CLOSE
+    outside = np.asarray((values < low - slack) | (values > high + slack) | (values != values), dtype=bool)
+    return tuple(np.argwhere(outside)[0].tolist()) if outside.any() else None
 
 
 def front_axes(world: World) -> tuple[int, ...]:
@@ -336,3 +334,11 @@ def flatten(world: World) -> World:
         tail = part.shape[part.ndim - own :]
         parts.append(np.broadcast_to(part, (*front, *tail)).reshape(-1, *tail))
     return World(*parts)
+
+
+def single(world: World) -> World:
+    """One world with one axis in front; ParameterError for several."""
+    batch = flatten(world)
+    if len(batch.prior) != 1:
+        raise ParameterError(f"{len(batch.prior)} worlds at once: expected one.")
+    return batch
