@@ -18,6 +18,7 @@ from paramarket.teach.checks_market import (
     check_rounds_to,
     check_split_cents,
 )
+from paramarket.teach.checks_verdict import check_break_even, check_choose_way, check_examples_needed
 from paramarket.teach.checks_weights import (
     check_average,
     check_match_layer,
@@ -33,7 +34,10 @@ __all__ = [
     "check_best_answer",
     "check_best_share",
     "check_better_bid",
+    "check_break_even",
+    "check_choose_way",
     "check_cka",
+    "check_examples_needed",
     "check_match_layer",
     "check_match_two_layers",
     "check_merge_method",
