@@ -66,6 +66,31 @@ def test_provenance_states_the_hashes_of_the_files():
         assert digest in readme
 
 
+def test_images_for_a_network_are_its_own_numbers_and_its_own_order_of_classes(digits):
+    mean, std, classes = torch.tensor([3.0]), torch.tensor([2.0]), digits.classes[::-1]
+    seen = data.for_network(digits, mean, std, classes)
+    for part in PARTS:
+        before, after = getattr(digits, part), getattr(seen, part)
+        raw = before.x * digits.std + digits.mean
+        assert torch.allclose(after.x, (raw - 3) / 2, atol=1e-5)
+        assert [classes[k] for k in after.y] == [digits.classes[k] for k in before.y]
+    back = data.for_network(seen, digits.mean, digits.std, digits.classes)
+    assert torch.allclose(back.audit.x, digits.audit.x, atol=1e-5)
+    assert torch.equal(back.audit.y, digits.audit.y)
+    same = data.for_network(digits, digits.mean, digits.std, digits.classes)
+    assert torch.equal(same.quote.x, digits.quote.x)
+
+
+def test_what_no_network_can_have_expected_is_refused(digits):
+    one, classes = torch.ones(1), digits.classes
+    with pytest.raises(DataError, match="digits has 1 channels; the network was trained with 3 means and 3"):
+        data.for_network(digits, torch.ones(3), torch.ones(3), classes)
+    with pytest.raises(DataError, match="a std above 0"):
+        data.for_network(digits, one, 0 * one, classes)
+    with pytest.raises(DataError, match=r"the network answers with cat, dog\. Expected the same names\."):
+        data.for_network(digits, one, one, ["cat", "dog"])
+
+
 @given(st.sets(st.integers(0, 9), min_size=1), st.floats(0, 1))
 def test_a_holding_keeps_its_share_of_some_classes_and_all_of_the_others(digits, classes, keep):
     if keep == 0 and len(classes) == 10:

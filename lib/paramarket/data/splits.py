@@ -1,6 +1,7 @@
 """Four disjoint splits of every set, and what one plant, or one student of thirty, holds of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,43 @@ def _stratified(y: Tensor, tested: int | None, generator: torch.Generator) -> di
     own = {} if tested is None else {"test": torch.arange(len(y) - tested, len(y))}
     none = torch.empty(0, dtype=torch.long)  # a set without examples has no label to cut by
     return {part: torch.cat([none, *chosen]) for part, chosen in parts.items()} | own
+
+
+def for_network(
+    images: Dataset,
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
+    classes: Sequence[str],
+) -> Dataset:
+    """The same images as a network expects them: normalised as it learnt, labels in its order of classes.
+
+    mean, std: what was subtracted from the raw numbers of each channel, and what they were divided by · classes: the
+    names of the network's answers
+    Raises DataError for another number of channels, a std that is not above 0, and other classes.
+    """
+    if mean.shape != images.mean.shape or std.shape != images.std.shape:
+        raise DataError(
+            f"{images.name} has {len(images.mean)} channels; the network was trained with {len(mean)} means and "
+            f"{len(std)} standard deviations. Expected one of each for every channel."
+        )
+    if not (std > 0).all() or not (mean.isfinite() & std.isfinite()).all():
+        raise DataError("the network's mean and std: expected finite numbers, and a std above 0.")
+    if sorted(classes) != sorted(images.classes):
+        raise DataError(
+            f"{images.name} has the classes {', '.join(images.classes)}; the network answers with "
+            f"{', '.join(classes)}. Expected the same names."
+        )
+    number = torch.tensor([list(classes).index(name) for name in images.classes])
+    shape = (-1, *[1] * (images.train.x.ndim - 2))
+    factor = images.std.double() / std.double()
+    shift = (images.mean.double() - mean.double()) / std.double()
+
+    def convert(split: Split) -> Split:
+        scaled = split.x.double() * factor.view(shape) + shift.view(shape)
+        return Split(scaled.float(), number[split.y])
+
+    splits = {part: convert(getattr(images, part)) for part in SHARES}
+    return replace(images, **splits, classes=tuple(classes), mean=mean.float(), std=std.float())
 
 
 def holding(
