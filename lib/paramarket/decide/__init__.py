@@ -1,6 +1,21 @@
 """From two checkpoints to a decision: can they be combined, and in which way; try it first, and watch it after."""
 
 from paramarket.decide.compatibility import NEGLIGIBLE_BARRIER, NEGLIGIBLE_LOSS, Compatibility, compatibility
+from paramarket.decide.money import (
+    Band,
+    Business,
+    Exchange,
+    Flip,
+    Roi,
+    Safeguards,
+    Signed,
+    exchange,
+    price_band,
+    roi,
+    safeguards,
+    signed_contract,
+    valuation,
+)
 from paramarket.decide.pilot import (
     ConfidenceSequence,
     Pilot,
@@ -10,24 +25,43 @@ from paramarket.decide.pilot import (
     pilot_examples,
     pilot_power,
 )
+from paramarket.decide.sheet import Party, Term, term_sheet, term_sheet_page, write_term_sheet
 from paramarket.decide.ways import Case, Service, Way, Ways, recommend, ways
 
 __all__ = [
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
+    "Band",
+    "Business",
     "Case",
     "Compatibility",
     "ConfidenceSequence",
+    "Exchange",
+    "Flip",
+    "Party",
     "Pilot",
+    "Roi",
+    "Safeguards",
     "Service",
+    "Signed",
+    "Term",
     "Way",
     "Ways",
     "compatibility",
     "confidence_sequence",
     "drift_alarm",
+    "exchange",
     "pilot",
     "pilot_examples",
     "pilot_power",
+    "price_band",
     "recommend",
+    "roi",
+    "safeguards",
+    "signed_contract",
+    "term_sheet",
+    "term_sheet_page",
+    "valuation",
     "ways",
+    "write_term_sheet",
 ]
