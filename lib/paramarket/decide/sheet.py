@@ -125,14 +125,12 @@ def _told(term: Mapping[str, Any]) -> str:
     if isinstance(term["value"], str):
         return f"{term['value']} {term['unit']}".strip()
     numbers = [term[key] for key in ("value", "low", "high") if key in term]
-    shown = [_number(number, max(map(abs, numbers))) for number in numbers]
+    largest = max(map(abs, numbers))
+    whole = all(number == int(number) for number in numbers)
+    digits = 0 if whole or largest >= 100 else 1 if largest >= 10 else 2
+    shown = [f"{number:,.{digits}f}" for number in numbers]
     interval = f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else ""
     return f"{shown[0]}{interval} {term['unit']}".strip()
-
-
-def _number(number: float, largest: float) -> str:
-    digits = 0 if largest >= 100 or number == int(number) else 1 if largest >= 10 else 2
-    return f"{number:,.{digits}f}"
 
 
 def _bars(waterfall: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
