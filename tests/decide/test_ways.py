@@ -1,13 +1,16 @@
-from dataclasses import replace
-from importlib import import_module
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import integers
 from orders import shuffle, spec_of
 
 from paramarket import align, base, data, decide, stack, train
-from paramarket.errors import ShapeError, WeightsError
+from paramarket.decide import ways as file
+from paramarket.errors import DataError, ParameterError, ShapeError, WeightsError
 
 ANSWERS_ONLY = ("nothing", "the other's network", "output ensemble", "routed by answers", "distilled ensemble")
 LABELS = "trained on quote's labels"
@@ -20,7 +23,6 @@ NET = stack.mlp(64, [24], 10)
 @pytest.fixture(scope="module", autouse=True)
 def short():
     """Ways that train do so for a shorter time."""
-    file = import_module("paramarket.decide.ways")  # on the face its name is the function's
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file, "STEPS", 20)
         patch.setattr(file, "EPOCHS", (0, 4))
@@ -40,28 +42,38 @@ def plants(digits):
 
 @pytest.fixture(scope="module")
 def plants_ways(plants, digits):
-    return decide.ways(NET, spec_of(NET, digits.quote.x[:1]), *plants, digits, seed=0, max_class_loss=5)
+    return tuned(*plants, digits, spec=spec_of(NET, digits.quote.x[:1]), max_class_loss=5)
+
+
+def tuned(own, other, images, spec=None, **settings):
+    """Every way to use the other for one pair, tuned on quote and measured on audit."""
+    settings = {"seed": 0} | settings
+    offers = decide.tune_ways(NET, spec, stack.join([own]), stack.join([other]), images.quote, **settings)
+    return decide.measure_ways(offers, images.audit)
 
 
 def rows(ways):
-    return ways.table().set_index("way")
+    return ways.table(stack.grid(pair=[0])).set_index("way")
 
 
-def synthetic(quote_gains, lows=None, own_changes=None, models=None, audit_gains=None):
-    """What `ways` would give for such gains: the first way is nothing."""
-    number = len(quote_gains)
-    zeros = np.zeros(number)
-    gains = np.array(quote_gains, dtype=float)
-    low = gains if lows is None else np.array(lows, dtype=float)
-    audit = zeros if audit_gains is None else np.array(audit_gains, dtype=float)
+def advised(ways, **settings):
+    (way,) = decide.recommend(ways.offers, **settings)
+    return way
+
+
+def synthetic(quote_gains, lows=None, own_changes=None, models=None):
+    """What `tune_ways` would give for such gains [P, ways]: the first way is nothing."""
+    gains = np.atleast_2d(np.array(quote_gains, dtype=float))
+    pairs, number = gains.shape
+    low = gains if lows is None else np.atleast_2d(np.array(lows, dtype=float))
     one = (1,) * number
-    return decide.Ways(
+    return decide.Offers(
         way=("nothing", *(f"way {k}" for k in range(1, number))),
-        gain_points=base.Interval(audit, audit, audit),
-        gain_nats=base.Interval(zeros, zeros, zeros),
-        own_class_change=base.Interval(zeros, zeros, zeros),
+        services=(),
+        own_classes=torch.ones(pairs, 2, dtype=torch.bool),
+        temperatures=torch.ones(pairs, number),
         quote_gain_points=base.Interval(gains, low, gains),
-        quote_own_class_change=zeros if own_changes is None else np.array(own_changes, dtype=float),
+        quote_own_class_change=np.zeros_like(gains) if own_changes is None else np.atleast_2d(own_changes),
         models=one if models is None else tuple(models),
         megabytes=(1.0,) * number,
         multiplications=one,
@@ -78,7 +90,7 @@ def test_a_copy_gives_nothing_whatever_the_order_of_its_units(plants, digits, se
     own = plants[0]
     spec = spec_of(NET, digits.quote.x[:1])
     copy = own if seed is None else align.permute(spec, shuffle(spec, own, seed), own)
-    found = rows(decide.ways(NET, spec, own, copy, digits, seed=0))
+    found = rows(tuned(own, copy, digits, spec))
     for way in (*FROZEN, *MATCHED, "distilled ensemble", "regmean"):
         for column in ("gain_points", "gain_points_low", "gain_points_high", "own_class_change", "quote_gain_points"):
             assert found[column][way] == 0, (way, column)
@@ -87,7 +99,7 @@ def test_a_copy_gives_nothing_whatever_the_order_of_its_units(plants, digits, se
 
 def test_plants_that_know_different_kinds_gain(plants_ways):
     found = rows(plants_ways)
-    best = decide.recommend(plants_ways, max_class_loss=5)
+    best = advised(plants_ways, max_class_loss=5)
     assert best != "nothing"
     assert found.gain_points_low[best] > 0
     assert found.gain_nats_low[best] > 0
@@ -96,8 +108,8 @@ def test_plants_that_know_different_kinds_gain(plants_ways):
 
 def test_nobody_is_advised_to_use_noise(plants, digits):
     noise = stack.take(stack.init(NET, 1, seed=7), 0)
-    found = decide.ways(NET, spec_of(NET, digits.quote.x[:1]), plants[0], noise, digits, seed=0)
-    assert decide.recommend(found) in ("nothing", LABELS)
+    found = tuned(plants[0], noise, digits, spec_of(NET, digits.quote.x[:1]))
+    assert advised(found) in ("nothing", LABELS)
     table = rows(found)
     assert table.gain_points_high["the other's network"] < 0
     for way in ("averaged, matched by activations", "averaged by layers", "output ensemble", "distilled ensemble"):
@@ -112,14 +124,14 @@ def test_the_guard_refuses_a_network_that_is_better_on_the_whole_and_worse_where
     some = data.holding(digits.train, list(range(5)), 0.1, base.stream(0, "some"))
     other = train.fit(NET, stack.init(NET, 1, seed=1), some, **settings).stack
     own, other = stack.take(own, 0), stack.take(other, 0)
-    found = decide.ways(NET, None, own, other, digits, seed=0, max_class_loss=2)
+    found = tuned(own, other, digits, max_class_loss=2)
     table = rows(found)
     assert table.gain_points_low["the other's network"] > 0
     assert table.own_class_change_high["the other's network"] < -2
-    chosen = decide.recommend(found, max_class_loss=2)
+    chosen = advised(found, max_class_loss=2)
     assert chosen != "the other's network"
     assert table.quote_own_class_change[chosen] >= -2
-    assert table.quote_gain_points[chosen] <= table.quote_gain_points[decide.recommend(found, max_class_loss=100)]
+    assert table.quote_gain_points[chosen] <= table.quote_gain_points[advised(found, max_class_loss=100)]
 
 
 # How they are measured
@@ -145,20 +157,21 @@ def test_gains_are_differences_example_by_example_to_the_own_network(plants, pla
     assert found.quote_gain_points["the other's network"] == pytest.approx(100 * (before[1] - before[0]).item())
 
 
-def test_audit_decides_nothing(plants, digits):
-    spec = spec_of(NET, digits.quote.x[:1])
-    found = decide.ways(NET, spec, *plants, digits, seed=0)
-    elsewhere = replace(digits, audit=digits.test)
-    again = decide.ways(NET, spec, *plants, elsewhere, seed=0)
-    assert not np.array_equal(found.gain_points.mean, again.gain_points.mean)
-    assert np.array_equal(found.quote_gain_points.mean, again.quote_gain_points.mean)
-    assert np.array_equal(found.quote_own_class_change, again.quote_own_class_change)
-    assert decide.recommend(found) == decide.recommend(again)
+def test_what_is_measured_elsewhere_is_measured_of_the_same_services(plants_ways, digits):
+    offers = plants_ways.offers
+    on_test = decide.measure_ways(offers, digits.test)
+    assert not np.array_equal(on_test.gain_points.mean, plants_ways.gain_points.mean)
+    answers = offers.service("output ensemble").answers(digits.test.x)[0]
+    own = offers.service("nothing").answers(digits.test.x)[0]
+    right = [(each.argmax(dim=-1) == digits.test.y).int() for each in (answers, own)]
+    place = offers.way.index("output ensemble")
+    assert torch.equal(on_test.differences[0, place].int(), right[0] - right[1])
+    assert on_test.gain_points.mean[0, place] == pytest.approx(100 * (right[0] - right[1]).double().mean().item())
 
 
 def test_the_same_seed_gives_the_same_table(plants, digits):
     before = torch.default_generator.get_state()
-    found = [decide.ways(NET, None, *plants, digits, seed=seed).table() for seed in (0, 0, 1)]
+    found = [rows(tuned(*plants, digits, seed=seed)) for seed in (0, 0, 1)]
     assert found[0].equals(found[1])
     assert not found[0].equals(found[2])
     assert torch.equal(torch.default_generator.get_state(), before)
@@ -185,8 +198,8 @@ def test_what_a_way_takes_to_run(plants, plants_ways):
 def test_of_two_architectures_only_answers_can_be_combined(plants, digits):
     wide = stack.mlp(64, [40, 40], 10)
     other = train.fit(wide, stack.init(wide, 1, seed=0), digits.train, epochs=5, lr=1e-2).stack
-    found = decide.ways(NET, None, plants[0], stack.take(other, 0), digits, seed=0, other_net=wide)
-    assert found.way == (*ANSWERS_ONLY, LABELS)
+    found = tuned(plants[0], stack.take(other, 0), digits, other_net=wide)
+    assert found.offers.way == (*ANSWERS_ONLY, LABELS)
     table = rows(found)
     assert table.gain_points_low["the other's network"] > 0
     assert table.megabytes["output ensemble"] == table.megabytes[["nothing", "the other's network"]].sum()
@@ -197,9 +210,21 @@ def test_what_does_not_fit_is_refused(plants, digits):
     spec = spec_of(NET, digits.quote.x[:1])
     stranger = stack.take(stack.init(stack.mlp(64, [23], 10), 1, seed=0), 0)
     with pytest.raises(ShapeError, match=r"the other network and its net.*'1\.weight'"):
-        decide.ways(NET, spec, own, stranger, digits, seed=0)
-    with pytest.raises(WeightsError, match=r"the other network: '3\.bias' holds values that are NaN"):
-        decide.ways(NET, None, own, {**other, "3.bias": other["3.bias"] / 0}, digits, seed=0)
+        tuned(own, stranger, digits, spec)
+    with pytest.raises(WeightsError, match=r"the other network: '3\.bias' holds values that are NaN.*pair 0"):
+        tuned(own, {**other, "3.bias": other["3.bias"] / 0}, digits)
+    with pytest.raises(ParameterError, match=r"'averaged by layers'"):
+        tuned(own, other, digits, only=["averaged by layers"])  # without a spec
+    with pytest.raises(ShapeError, match="2 other networks for 1 buyers"):
+        decide.tune_ways(NET, None, stack.join([own]), stack.join([other, own]), digits.quote, seed=0)
+    unequal = [digits.quote, digits.audit, data.Split(digits.quote.x[:100], digits.quote.y[:100])]
+    three = stack.join([own] * 3)
+    with pytest.raises(ShapeError, match=r"\(100, 1, 8, 8\)"):
+        decide.tune_ways(NET, None, three, three, unequal, seed=0)
+    with pytest.raises(ShapeError, match="2 splits for 3 pairs"):
+        decide.tune_ways(NET, None, three, three, unequal[:2], seed=0)
+    with pytest.raises(DataError, match="label 10"):
+        decide.tune_ways(NET, None, three, three, data.Split(digits.quote.x, digits.quote.y + 1), seed=0)
 
 
 # The choice
@@ -207,22 +232,21 @@ def test_what_does_not_fit_is_refused(plants, digits):
 
 def test_the_largest_harmless_gain_on_quote_is_recommended():
     gains = [0, 2, 5, 4]
-    assert decide.recommend(synthetic(gains)) == "way 2"
-    assert decide.recommend(synthetic(gains, own_changes=[0, 0, -1.5, -1]), max_class_loss=1) == "way 3"
-    assert decide.recommend(synthetic(gains, own_changes=[0, -3, -3, -3]), max_class_loss=1) == "nothing"
-    assert decide.recommend(synthetic(gains, audit_gains=[0, 9, -9, 9])) == "way 2"
+    assert decide.recommend(synthetic(gains)) == ["way 2"]
+    assert decide.recommend(synthetic(gains, own_changes=[0, 0, -1.5, -1]), max_class_loss=1) == ["way 3"]
+    assert decide.recommend(synthetic(gains, own_changes=[0, -3, -3, -3]), max_class_loss=1) == ["nothing"]
 
 
 def test_of_equal_gains_the_one_that_takes_least_to_run_is_recommended():
-    assert decide.recommend(synthetic([0, 3, 3], models=[1, 2, 1])) == "way 2"
-    assert decide.recommend(synthetic([0, 3, 3], models=[1, 1, 1])) == "way 1"
-    assert decide.recommend(synthetic([0, 0, 0], models=[1, 1, 1])) == "nothing"
-    assert decide.recommend(synthetic([0, -1, -2])) == "nothing"
+    assert decide.recommend(synthetic([0, 3, 3], models=[1, 2, 1])) == ["way 2"]
+    assert decide.recommend(synthetic([0, 3, 3], models=[1, 1, 1])) == ["way 1"]
+    assert decide.recommend(synthetic([0, 0, 0], models=[1, 1, 1])) == ["nothing"]
+    assert decide.recommend(synthetic([0, -1, -2])) == ["nothing"]
 
 
 def test_a_gain_on_quote_that_may_be_luck_is_no_reason_to_do_anything():
-    assert decide.recommend(synthetic([0, 2, 5], lows=[0, -1, 0])) == "nothing"
-    assert decide.recommend(synthetic([0, 2, 5], lows=[0, 1, -1])) == "way 1"
+    assert decide.recommend(synthetic([0, 2, 5], lows=[0, -1, 0])) == ["nothing"]
+    assert decide.recommend(synthetic([0, 2, 5], lows=[0, 1, -1])) == ["way 1"]
 
 
 def test_the_recommended_gain_is_right_on_average_though_it_is_the_best_of_many():
@@ -234,34 +258,112 @@ def test_the_recommended_gain_is_right_on_average_though_it_is_the_best_of_many(
         changes = 100 * ((draws < 0.1).double() - (draws > 0.9).double())
         changes[:, :, 0] = 0  # nothing
         quote, audit = (base.interval(each, "examples") for each in changes)
-        found = synthetic(quote.mean, lows=quote.low, audit_gains=audit.mean)
-        chosen = found.way.index(decide.recommend(found))
-        on_quote.append(found.quote_gain_points.mean[chosen])
-        on_audit.append(found.gain_points.mean[chosen])
+        found = synthetic(quote.mean, lows=quote.low)
+        (way,) = decide.recommend(found)
+        on_quote.append(quote.mean[found.way.index(way)])
+        on_audit.append(audit.mean[found.way.index(way)])
     error = np.std(on_audit) / len(on_audit) ** 0.5
     assert abs(np.mean(on_audit)) < 3 * error
     assert np.mean(on_quote) > 10 * error
 
 
+def test_each_pair_has_its_own_choice():
+    assert decide.recommend(synthetic([[0, 2, 5], [0, 4, 3], [0, -1, -1]])) == ["way 2", "way 1", "nothing"]
+
+
 def test_who_learns_quote_by_heart_gains_nothing(plants, digits, monkeypatch):
     """A way that knows the label of every example it was tuned on, and no more than the own network of any other."""
-    file = import_module("paramarket.decide.ways")
     entries = {"nothing": file._offered(NET, None)["nothing"], "by heart": file._Entry(_by_heart, "answers", "nothing")}
     monkeypatch.setattr(file, "_offered", lambda net, spec: entries)
-    found = rows(decide.ways(NET, None, *plants, digits, seed=0))
+    found = rows(tuned(*plants, digits))
     assert found.gain_points["by heart"] == 0
     assert found.gain_nats["by heart"] == 0
     assert found.quote_gain_points["by heart"] == 0
     assert found.quote_own_class_change["by heart"] == 0
 
 
-def _by_heart(case):
-    def answers(x):
-        logits = train.logits(case.net, stack.join([case.own]), x)[0].clone()
-        same = (x.flatten(1).unsqueeze(1) == case.quote.x.flatten(1)).all(dim=-1)
-        known = same.any(dim=1)
-        labels = case.quote.y[same.int().argmax(dim=1)]
-        logits[known] = 50 * torch.nn.functional.one_hot(labels[known], logits.shape[1]).float()
-        return logits
+def _by_heart(cases):
+    models = cases.repeat(cases.own)
+    known = {"kept": cases.kept.flatten(0, 1)}
+    return decide.Service(partial(_answer_by_heart, cases.x, cases.y), (models, known), 1, 0.0, cases.y.shape[1])
 
-    return decide.Service(answers, 1, 0.0, len(case.quote))
+
+def _answer_by_heart(quote_x, quote_y, networks, x):
+    models, known = networks
+    logits = stack.forward(NET, models, x).clone()
+    same = (x.flatten(1).unsqueeze(1) == quote_x.flatten(1)).all(dim=-1)  # [n, examples of quote]
+    for k, kept in enumerate(known["kept"]):
+        seen = same & kept
+        found = seen.any(dim=1)
+        labels = quote_y[0, seen.int().argmax(dim=1)[found]]
+        logits[k, found] = 50 * torch.nn.functional.one_hot(labels, logits.shape[-1]).float()
+    return logits
+
+
+# Many pairs
+
+
+@pytest.fixture(scope="module")
+def crowd(digits):
+    """Three buyers, three others, and a quote and an audit of each pair's own."""
+    few = [data.holding(digits.train, [k, 9 - k], 0.1, base.stream(0, "crowd", k)) for k in range(6)]
+    models = train.fit(NET, stack.init(NET, 6, seed=0), few, steps=60, lr=1e-2).stack
+    pool = base.stream(0, "pool")
+    quotes, audits = [], []
+    for _ in range(3):
+        order = torch.randperm(len(digits.test), generator=pool)
+        quotes.append(data.Split(digits.test.x[order[:122]], digits.test.y[order[:122]]))
+        audits.append(data.Split(digits.test.x[order[122:]], digits.test.y[order[122:]]))
+    return stack.take(models, slice(3)), stack.take(models, slice(3, 6)), quotes, audits
+
+
+def test_a_pair_gets_in_company_what_it_gets_alone(crowd, digits):
+    own, other, quotes, audits = crowd
+    spec = spec_of(NET, digits.quote.x[:1])
+    together = decide.tune_ways(NET, spec, own, other, quotes, seed=0)
+    measured = decide.measure_ways(together, audits).table(stack.grid(pair=range(3)))
+    for k in range(3):
+        pair = slice(k, k + 1)
+        alone = decide.tune_ways(NET, spec, stack.take(own, pair), stack.take(other, pair), quotes[pair], seed=0)
+        assert decide.recommend(alone) == decide.recommend(together)[pair]
+        expected = decide.measure_ways(alone, audits[pair]).table(stack.grid(pair=[k]))
+        found = measured.query("pair == @k").reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_pairs_that_come_in_chunks_are_the_same_pairs(crowd, monkeypatch):
+    own, other, quotes, audits = crowd
+    tables = []
+    for at_once in (1, 2**30):
+        monkeypatch.setattr(file, "AT_ONCE", at_once)
+        offers = decide.tune_ways(NET, None, own, other, quotes, seed=0)
+        tables.append(decide.measure_ways(offers, audits).table(stack.grid(pair=range(3))))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-3)
+
+
+def test_one_quote_for_all_is_the_same_as_a_copy_for_each(crowd, digits):
+    own, other, _, _ = crowd
+    shared = decide.tune_ways(NET, None, own, other, digits.quote, seed=0)
+    copies = decide.tune_ways(NET, None, own, other, [digits.quote] * 3, seed=0)
+    tables = [decide.measure_ways(each, digits.audit).table(stack.grid(pair=range(3))) for each in (shared, copies)]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-3)
+
+
+def test_only_some_ways_are_the_same_ways(plants, plants_ways, digits):
+    spec = spec_of(NET, digits.quote.x[:1])
+    some = ["averaged by layers", "distilled ensemble"]
+    found = rows(tuned(*plants, digits, spec, max_class_loss=5, only=some))
+    expected = rows(plants_ways).loc[["nothing", *some]]
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@given(seed=integers(0, 999), n=integers(8, 60), pairs=integers(1, 4))
+def test_folds_part_the_examples_and_deal_each_class_out_evenly(seed, n, pairs):
+    y = torch.randint(3, (pairs, n), generator=base.stream(seed, "labels"))
+    fold = file._folds(y, seed)
+    for label in range(3):
+        counts = torch.stack([((fold == k) & (y == label)).sum(dim=1) for k in range(file.FOLDS)])
+        assert (counts.amax(dim=0) - counts.amin(dim=0) <= 1).all()
+    kept = file._kept(fold)
+    assert kept[:, 0].all()
+    assert ((~kept).sum(dim=1) == 1).all()  # everybody is left out once

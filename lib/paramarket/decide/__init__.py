@@ -26,18 +26,19 @@ from paramarket.decide.pilot import (
     pilot_power,
 )
 from paramarket.decide.sheet import Party, Term, term_sheet, term_sheet_page, write_term_sheet
-from paramarket.decide.ways import Case, Service, Way, Ways, recommend, ways
+from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
 __all__ = [
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
     "Band",
     "Business",
-    "Case",
+    "Cases",
     "Compatibility",
     "ConfidenceSequence",
     "Exchange",
     "Flip",
+    "Offers",
     "Party",
     "Pilot",
     "Roi",
@@ -51,6 +52,7 @@ __all__ = [
     "confidence_sequence",
     "drift_alarm",
     "exchange",
+    "measure_ways",
     "pilot",
     "pilot_examples",
     "pilot_power",
@@ -61,7 +63,7 @@ __all__ = [
     "signed_contract",
     "term_sheet",
     "term_sheet_page",
+    "tune_ways",
     "valuation",
-    "ways",
     "write_term_sheet",
 ]

@@ -1,8 +1,14 @@
-"""Ways to use another network, on equal terms: tuned on `quote` alone, measured on `audit` alone, chosen on `quote`."""
+"""Ways to use another network, on equal terms: tuned on `quote` alone, measured on `audit` alone, chosen on `quote`.
 
+Many pairs at once are two stacks: the k-th buyer and the k-th other network. A case is a pair and the part of its quote
+that may be tuned on: all of it, or all but one fold. All cases of all pairs are one stack.
+"""
+
+import itertools
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -10,65 +16,148 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 
 from paramarket import align, market, merge, specialists, stack, train
 from paramarket.align import PermutationSpec
-from paramarket.base import Interval, interval, stream
-from paramarket.data import Dataset, Split
-from paramarket.errors import WeightsError
+from paramarket.base import Interval, interval, is_watched, stream
+from paramarket.data import Split
+from paramarket.errors import DataError, ParameterError, ShapeError, WeightsError, unknown
 from paramarket.merge import MergeMethod
-from paramarket.stack import Params, Stack
+from paramarket.stack import Stack
 
 POINTS = 9  # shares of the other network to try: 0, 1/8, …, 1
 FOLDS = 4  # parts of quote: each is judged by what was tuned on the others
 STEPS = 100  # of a router, and of a student
 EPOCHS = (0, 1, 2, 4, 8, 16)  # on the labels of quote: the number to take is tuned
+BATCH = 64  # examples in a step of training on labels
 LEARNING_RATE = 1e-3
+ROUTER_SETTINGS = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"}  # those of `specialists.fit_router`
+CLEAR = 1.96  # standard errors: what is saved by more is clear of chance
+AT_ONCE = 2**23  # numbers that the examples and models of the pairs tuned at once take, about
+TEMPERATURES = [2 ** (k / 6) for k in range(-18, 19)]  # to calibrate candidates: from 1/8 to 8
 
 Leak = Literal["weights", "probabilities", "nothing"]
 Needs = Literal["answers", "one architecture", "one MLP"]
 
 
-class Case(NamedTuple):
-    """What a way may look at. `audit` is not in it.
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """What a way may look at, of P pairs in V = 1 + FOLDS cases each. Audit is not in it.
 
-    own, other: two networks, of `net` and of `other_net` · spec: the symmetry of the one architecture; None if there
-    are two, or if it is unknown · matched: the other with its units in the order of the own, by weights or by
-    activations on quote: the order in which the average of the two is better there
-    quote: examples to tune on · own_classes: those that the buyer does best there · max_class_loss: accuracy points
-    that a mixture may cost on these, on average · seed: of every draw
+    own, other: two stacks [P], of `net` and of `other_net` · spec: the symmetry of the one architecture; None if there
+    are two, or if it is unknown
+    x, y: quote, x [n, ...] for all pairs or [P, n, ...], y [P, n] · fold [P, n]: the fold that an example belongs to
+    kept [P, V, n]: the examples that a case may tune on; first all of them, then all but fold 0, 1, …
+    max_class_loss: accuracy points that a mixture may cost on the buyer's own classes, on average
+    seed: of every draw; all pairs draw the same numbers, so that a pair gets in company what it would get alone
+    What several ways ask for is made once.
     """
 
     net: nn.Module
     spec: PermutationSpec | None
-    own: Params
+    own: Stack
     other_net: nn.Module
-    other: Params
-    matched: Params | None
-    quote: Split
-    own_classes: Bool[Tensor, " classes"]
+    other: Stack
+    x: Tensor
+    y: Int[Tensor, "P n"]
+    fold: Int[Tensor, "P n"]
+    kept: Bool[Tensor, "P V n"]
     max_class_loss: float
     seed: int
 
+    @property
+    def parts(self) -> int:
+        """V, the number of cases of one pair."""
+        return self.kept.shape[1]
+
+    def repeat(self, models: Stack) -> Stack:
+        """One model a pair [P] as one a case [P · V]."""
+        return stack.map(lambda tensor: tensor.repeat_interleave(self.parts, dim=0), models)
+
+    @property
+    def case_x(self) -> Tensor:
+        """The examples of quote for models [P · V]."""
+        return self.x if _is_shared(self.x) else self.x.repeat_interleave(self.parts, dim=0)
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        """What each case may tune on."""
+        return [self.split(pair, self.kept[pair, part]) for pair, part in np.ndindex(*self.kept.shape[:2])]
+
+    def split(self, pair: int, kept: Bool[Tensor, " n"]) -> Split:
+        """Some examples of one pair's quote."""
+        x = self.x if _is_shared(self.x) else self.x[pair]
+        return Split(x[kept], self.y[pair, kept])
+
+    @cached_property
+    def log_chances(self) -> Float[Tensor, "2 P n classes"]:
+        """What both networks of every pair answer on quote, as logarithms of probabilities."""
+        return _log_chances(self.net, self.own, self.other_net, self.other, self.x)
+
+    @cached_property
+    def own_classes(self) -> Bool[Tensor, "P V classes"]:
+        """Those that the buyer does best in a case: the better half."""
+        return _better_half(self.log_chances[0], self.y, self.kept)
+
+    @cached_property
+    def share(self) -> Float[Tensor, "P V"]:
+        """The share of the other's probabilities that serves best."""
+        shares = torch.linspace(0, 1, POINTS)
+        answers = _blended(self.log_chances.unsqueeze(2), shares.view(-1, 1, 1))
+        return shares[_best(self, answers.unsqueeze(1))]
+
+    @cached_property
+    def by_weights(self) -> Stack:
+        """The others [P], their units in the order of the own ones; quote is not looked at."""
+        return align.reorder_pairs(self.spec, self.own, self.other)
+
+    @cached_property
+    def by_activations(self) -> Stack:
+        """The others [P · V], their units in the order in which they say most alike on what a case may look at."""
+        found = []
+        own, other = self.repeat(self.own), self.repeat(self.other)
+        for k, split in enumerate(self.splits):
+            look = {"matcher": align.activation_matching, "net": self.net, "x": split.x}
+            found.append(align.reorder(self.spec, stack.take(own, k), stack.take(other, k), **look))
+        return stack.join(found)
+
+    @cached_property
+    def matched(self) -> Stack:
+        """The others [P · V] in the better order of the two; by weights, if both are as good."""
+        by_weights, own = self.repeat(self.by_weights), self.repeat(self.own)
+        averages = [merge.average_pairs(own, other) for other in (by_weights, self.by_activations)]
+        answers = [_answers(self.net, each, self.case_x).unflatten(0, (-1, self.parts)) for each in averages]
+        losses = _calibrated_losses(torch.stack(answers, dim=2), self.y, self.kept)
+        better = _first_least(_mean_over(losses, self.kept.unsqueeze(2))).flatten()
+        orders = stack.map(lambda *two: torch.stack(two, dim=1), by_weights, self.by_activations)
+        return stack.take(orders, (torch.arange(len(better)), better))
+
 
 class Service(NamedTuple):
-    """What a buyer runs from then on.
+    """What buyers run from then on.
 
-    answers: logits, or logarithms of probabilities, [n, classes] of examples [n, ...], on the CPU · models: networks in
-    service · megabytes: of their weights · labels: how many labelled examples went into it
+    run: it takes `networks` and x, [n, ...] or one batch for each [K, n, ...], and gives logits, or logarithms of
+    probabilities, [K, n, classes], on the CPU
+    networks: stacks [K], one model a case, or a pair: networks, gates, shares
+    models: networks in service · megabytes: of their weights · labels: how many labelled examples went into it
     """
 
-    answers: Callable[[Tensor], Tensor]
+    run: Callable[[tuple[Stack, ...], Tensor], Tensor]
+    networks: tuple[Stack, ...]
     models: int
     megabytes: float
     labels: int
 
+    def answers(self, x: Tensor) -> Float[Tensor, "K n classes"]:
+        """What the service says of x, [n, ...] or [K, n, ...]; see `run`."""
+        return self.run(self.networks, x)
+
 
 class Way(Protocol):
-    """Makes of a case what the buyer will run. Whatever there is to tune is tuned on case.quote."""
+    """Makes of every case what the buyer will run. What there is to tune is tuned on the examples that it keeps."""
 
-    def __call__(self, case: Case) -> Service: ...
+    def __call__(self, cases: Cases) -> Service: ...
 
 
 class _Entry(NamedTuple):
@@ -77,222 +166,369 @@ class _Entry(NamedTuple):
     leaks: Leak
 
 
-class Ways(NamedTuple):
-    """Every way to use another network: what it gains, and what it takes to run. Arrays have one entry a way.
+class Offers(NamedTuple):
+    """Every way to use another network, tuned on quote for P pairs, and how it does there.
 
-    gain_points (accuracy points), gain_nats (calibrated): measured on audit, as differences to the buyer's own network
-    example by example, with their intervals · own_class_change: accuracy points on the classes that the buyer does
-    best on quote, the better half, measured on audit
-    quote_gain_points, quote_own_class_change: the same on quote, each part of it judged by what was tuned on the others
+    services: one a way, of a network a pair · own_classes [P, classes]: those that each buyer does best on quote, the
+    better half · temperatures [P, ways]: that suit the answers on quote
+    quote_gain_points [P, ways] (accuracy points), quote_own_class_change [P, ways] (points on the own classes): on
+    quote, each part of it judged by what was tuned on the others, as differences to the buyer's own network
     models: networks in service · megabytes: of weights · multiplications: an example takes so many · labels: of quote
     that it was tuned or trained with · leaks: what of the other network, or its answers, leaves its owner
     """
 
     way: tuple[str, ...]
-    gain_points: Interval
-    gain_nats: Interval
-    own_class_change: Interval
+    services: tuple[Service, ...]
+    own_classes: Bool[Tensor, "P classes"]
+    temperatures: Float[Tensor, "P ways"]
     quote_gain_points: Interval
-    quote_own_class_change: Float[np.ndarray, " ways"]
+    quote_own_class_change: Float[np.ndarray, "P ways"]
     models: tuple[int, ...]
     megabytes: tuple[float, ...]
     multiplications: tuple[int, ...]
     labels: tuple[int, ...]
     leaks: tuple[Leak, ...]
 
-    def table(self) -> pd.DataFrame:
-        """One row a way; every gain has its interval beside it, as `_low` and `_high`."""
-        return pd.DataFrame(
-            {
-                "way": self.way,
-                **self.gain_points.columns("gain_points"),
-                **self.gain_nats.columns("gain_nats"),
-                **self.own_class_change.columns("own_class_change"),
-                **self.quote_gain_points.columns("quote_gain_points"),
-                "quote_own_class_change": self.quote_own_class_change,
-                "models": self.models,
-                "megabytes": self.megabytes,
-                "multiplications": self.multiplications,
-                "labels": self.labels,
-                "leaks": self.leaks,
-            }
+    def service(self, way: str) -> Service:
+        """What the P buyers run if they take this way. Raises ParameterError for a way that is not among them."""
+        if way not in self.way:
+            raise ParameterError(unknown("way", way, self.way))
+        return self.services[self.way.index(way)]
+
+
+class Ways(NamedTuple):
+    """What every way gains, for each of P pairs, on examples that tuned nothing.
+
+    gain_points (accuracy points), gain_nats (calibrated on quote), own_class_change (accuracy points on the classes
+    that the buyer does best on quote): [P, ways], differences to the buyer's own network example by example
+    differences [P, ways, n]: 1 where only the way is right, -1 where only the own network is, else 0
+    """
+
+    offers: Offers
+    gain_points: Interval
+    gain_nats: Interval
+    own_class_change: Interval
+    differences: Int[Tensor, "P ways n"]
+
+    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """One row a pair and way: the columns of a grid with P rows, `way`, and what it gains and takes to run.
+
+        Every gain has its interval beside it, as `_low` and `_high`.
+        """
+        offers = self.offers
+        pairs = len(self.differences)
+        constant = {
+            name: np.tile(np.array(getattr(offers, name)), (pairs, 1))
+            for name in ("models", "megabytes", "multiplications", "labels", "leaks")
+        }
+        return stack.table(
+            rows,
+            {"way": offers.way},
+            **self.gain_points.columns("gain_points"),
+            **self.gain_nats.columns("gain_nats"),
+            **self.own_class_change.columns("own_class_change"),
+            **offers.quote_gain_points.columns("quote_gain_points"),
+            quote_own_class_change=offers.quote_own_class_change,
+            **constant,
         )
 
 
-def ways(
+@torch.no_grad()
+def tune_ways(
     net: nn.Module,
     spec: PermutationSpec | None,
-    own: Params,
-    other: Params,
-    images: Dataset,
+    own: Stack,
+    other: Stack,
+    quote: Split | Sequence[Split],
     *,
     seed: int,
     max_class_loss: float = 1.0,
     other_net: nn.Module | None = None,
-) -> Ways:
+    only: Sequence[str] | None = None,
+) -> Offers:
     """Every way to use the other network, beside doing nothing and beside training on the labels of quote instead.
 
-    A way is tuned on images.quote and measured on images.audit, never the other way round. To choose among the ways
-    take `recommend`: it looks at quote alone, so the chosen one's gain on audit is right on average.
-
-    spec: of the one architecture, for whatever mixes weights; None leaves these ways out · other_net: the other's
+    own, other: P buyers and the network that each may use, as stacks [P] · quote: for all pairs, or one for each, all
+    of one size: what the ways are tuned on. Measure them elsewhere (`measure_ways`); to choose among them take
+    `recommend`, which looks at quote alone, so that the gain of the chosen one on audit is right on average.
+    spec: of the one architecture, for whatever mixes weights; None leaves these ways out · other_net: the others'
     architecture, if it is another one; spec is None then · max_class_loss: accuracy points that a mixture may cost
-    on the buyer's own classes; one that costs more on quote is not taken
+    on the buyer's own classes; one that costs more on quote is not taken · only: names of ways, for less work
     A loss is calibrated: the answers of each way, and the buyer's own, are divided by the temperature that suits their
     answers on quote (those by cross-fitting; Guo et al. 2017, section 4.2).
-    Raises ShapeError naming what does not fit, WeightsError for weights that are not finite.
+    Raises ShapeError and DataError naming what does not fit, WeightsError for weights that are not finite,
+    ParameterError for a way that these networks do not allow.
 
-    >>> from paramarket import align, data, decide, stack
+    >>> from paramarket import data, decide, stack
     >>> digits = data.load("digits")
     >>> net = stack.mlp(64, [8], 10)
-    >>> models = stack.init(net, 2, seed=0)
-    >>> one, other = stack.take(models, 0), stack.take(models, 1)
-    >>> decide.ways(net, None, one, other, digits, seed=0).way[:3]
-    ('nothing', "the other's network", 'output ensemble')
+    >>> own, others = stack.init(net, 3, seed=0), stack.init(net, 3, seed=1)
+    >>> offers = decide.tune_ways(net, None, own, others, digits.quote, seed=0, only=["output ensemble"])
+    >>> offers.way, decide.recommend(offers)
+    (('nothing', 'output ensemble'), ['nothing', 'nothing', 'nothing'])
     """
     other_net = other_net or net
     own, other = stack.single(own), stack.single(other)
-    _check(net, own, "the buyer's network")
-    _check(other_net, other, "the other network")
-    make_case = partial(_case, net, spec, own, other_net, other, max_class_loss=max_class_loss, seed=seed)
-    quote, audit = images.quote, images.audit
-    case = make_case(quote)
-    entries = _offered(net, spec)
-    on_quote = _cross_fitted(entries, make_case, quote, seed)
-    services = [entry.make(case) for entry in entries.values()]
-    on_audit = torch.stack([service.answers(audit.x) for service in services])
-    changes = _changes(on_audit, audit.y)
-    quote_changes = _changes(on_quote, quote.y)
+    pairs = _check(net, own, "the buyer's network")
+    if _check(other_net, other, "the other network") != pairs:
+        raise ShapeError(f"{stack.count(other)} other networks for {pairs} buyers: expected one for each.")
+    entries = _chosen(_offered(net, spec), only)
+    x, y = _examples(quote, pairs)
+    _check_labels(y, stack.forward(net, stack.take(own, slice(1)), x if _is_shared(x) else x[0]).shape[-1])
+    fold = _folds(y, seed)
+    kept = _kept(fold)
+    at_once = _pairs_at_once(own, x, y)
+    steps = len(entries) * math.ceil(pairs / at_once)
+    found = []
+    with tqdm(total=steps, desc="tuning ways", leave=False, delay=1, disable=not is_watched()) as bar:
+        for start in range(0, pairs, at_once):
+            some = slice(start, start + at_once)
+            cases = Cases(
+                net,
+                spec,
+                stack.take(own, some),
+                other_net,
+                stack.take(other, some),
+                x if _is_shared(x) else x[some],
+                y[some],
+                fold[some],
+                kept[some],
+                max_class_loss,
+                seed,
+            )
+            found.append(_tuned(entries, cases, bar))
+    return _offers(entries, found, x)
+
+
+def measure_ways(offers: Offers, split: Split | Sequence[Split]) -> Ways:
+    """What the tuned ways gain on a split that tuned nothing: audit, where money hangs on it, or test, to report.
+
+    split: for all pairs, or one for each, all of one size. Raises DataError and ShapeError for what does not fit.
+    """
+    pairs, classes = offers.own_classes.shape
+    x, y = _examples(split, pairs)
+    _check_labels(y, classes)
+    differences, saved = [], []
+    axis = 0 if _is_shared(x) else 1
+    for part, truth in zip(x.split(BATCH, dim=axis), y.split(BATCH, dim=1), strict=True):
+        answers = torch.stack([service.answers(part) for service in offers.services], dim=1)
+        differences.append(_differences(answers, truth))
+        losses = _losses(answers / offers.temperatures[:, :, None, None], truth).double()
+        saved.append(losses[:, :1] - losses)
+    differences = torch.cat(differences, dim=2)
     return Ways(
-        way=tuple(entries),
-        gain_points=interval(changes, "examples"),
-        gain_nats=interval(_saved_nats(on_audit, audit.y, train.fit_temperatures(on_quote, quote.y)), "examples"),
-        own_class_change=interval(changes[case.own_classes[audit.y]], "examples"),
-        quote_gain_points=interval(quote_changes, "examples"),
-        quote_own_class_change=quote_changes[case.own_classes[quote.y]].mean(dim=0).numpy(),
-        models=tuple(service.models for service in services),
-        megabytes=tuple(service.megabytes for service in services),
-        multiplications=tuple(_multiplications(service, audit.x[:1]) for service in services),
-        labels=tuple(service.labels for service in services),
-        leaks=tuple(entry.leaks for entry in entries.values()),
+        offers=offers,
+        gain_points=_interval(100 * differences.double()),
+        gain_nats=_interval(torch.cat(saved, dim=2)),
+        own_class_change=_own_class_interval(differences, offers.own_classes.gather(1, y)),
+        differences=differences,
     )
 
 
-def recommend(ways: Ways, max_class_loss: float = 1.0) -> str:
-    """The name of the way with the largest gain in points on quote, of those that do help there and do no harm.
+def recommend(offers: Offers, max_class_loss: float = 1.0) -> list[str]:
+    """For every pair the way with the largest gain in points on quote, of those that do help there and do no harm.
 
     Help: the interval of the gain lies above 0; where no way helps, "nothing". Harm: it costs more than max_class_loss
     accuracy points on the buyer's own classes. Of ways with as many right answers the one with the fewest networks in
     service, of these the first.
-    Audit is not looked at: what the chosen way gains there is right on average, though it is the best of many.
+    Only quote is looked at: what the chosen way gains on audit is right on average, though it is the best of many.
     """
-    helps = ways.quote_gain_points.low > 0
-    harmless = ways.quote_own_class_change >= -max_class_loss - 1e-9  # exactly so many points are allowed
+    helps = offers.quote_gain_points.low > 0
+    harmless = offers.quote_own_class_change >= -max_class_loss - 1e-9  # exactly so many points are allowed
     offered = helps & harmless
-    offered[0] = True  # nothing
-    gains = np.where(offered, ways.quote_gain_points.mean, -np.inf)
-    best = np.flatnonzero(gains >= gains.max() - 1e-9)  # what differs by less than one example differs by rounding
-    chosen = min(best, key=lambda k: ways.models[k])
-    return ways.way[chosen]
+    offered[:, 0] = True  # nothing
+    gains = np.where(offered, offers.quote_gain_points.mean, -np.inf)
+    best = gains >= gains.max(axis=1, keepdims=True) - 1e-9  # less than one example apart is rounding
+    networks = np.where(best, offers.models, np.inf)
+    return [offers.way[k] for k in networks.argmin(axis=1)]
 
 
-def _check(net: nn.Module, params: Params, what: str) -> None:
-    stack.check(net, stack.join([params]), f"{what} and its net")
-    for name, tensor in params.items():
-        if not tensor.isfinite().all():
-            raise WeightsError(f"{what}: {name!r} holds values that are NaN or infinite.")
+# Pairs, and what they are tuned on
 
 
-def _case(
-    net: nn.Module,
-    spec: PermutationSpec | None,
-    own: Params,
-    other_net: nn.Module,
-    other: Params,
-    quote: Split,
-    *,
-    max_class_loss: float,
-    seed: int,
-) -> Case:
-    own_classes = _better_half(_answers(net, own, quote.x), quote.y)
-    case = Case(net, spec, own, other_net, other, None, quote, own_classes, max_class_loss, seed)
-    return case if spec is None else case._replace(matched=_best_order(case))
+def _check(net: nn.Module, models: Stack, what: str) -> int:
+    """The number of models, after a look at them."""
+    number = stack.check(net, models, f"{what} and its net")
+    for name, tensor in models.items():
+        finite = tensor.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            pair = int((~finite).nonzero()[0])
+            raise WeightsError(f"{what}: {name!r} holds values that are NaN or infinite, in pair {pair}.")
+    return number
 
 
-def _best_order(case: Case) -> Params:
-    """The other in the order in which its average with the own is better on quote; by weights, if both are as good."""
-    orders = [_by_weights(case), _by_activations(case)]
-    averages = [stack.take(merge.path(case.own, other, 3), 1) for other in orders]
-    losses = _calibrated_losses(train.logits(case.net, stack.join(averages), case.quote.x), case.quote.y)
-    return orders[_first_least(losses.mean(dim=1))]
+def _is_shared(x: Tensor) -> bool:
+    """Whether x holds examples for all models, [n, ...], and not a batch for each; see `stack.forward`."""
+    return x.ndim in (2, 4)
 
 
-def _by_weights(case: Case) -> Params:
-    return align.reorder(case.spec, case.own, case.other)
+def _examples(splits: Split | Sequence[Split], pairs: int) -> tuple[Tensor, Int[Tensor, "P n"]]:
+    """Of splits x, [n, ...] for all pairs or [P, n, ...], and y [P, n]."""
+    if isinstance(splits, Split):
+        _check_y([splits])
+        return splits.x, splits.y.cpu().expand(pairs, -1)
+    if len(splits) != pairs:
+        raise ShapeError(f"{len(splits)} splits for {pairs} pairs: expected one split for all, or one for each.")
+    _check_y(splits)
+    shapes = {tuple(split.x.shape) for split in splits}
+    if len(shapes) > 1:
+        raise ShapeError(f"splits of {len(shapes)} shapes, as {min(shapes)} and {max(shapes)}: expected one.")
+    return torch.stack([split.x for split in splits]), torch.stack([split.y.cpu() for split in splits])
 
 
-def _by_activations(case: Case) -> Params:
-    look = {"matcher": align.activation_matching, "net": case.net, "x": case.quote.x}
-    return align.reorder(case.spec, case.own, case.other, **look)
+def _check_y(splits: Sequence[Split]) -> None:
+    if any(split.y.ndim != 1 for split in splits):
+        raise DataError("ways are judged by labels; this split holds probabilities, to learn from.")
 
 
-def _better_half(answers: Float[Tensor, "n classes"], y: Int[Tensor, " n"]) -> Bool[Tensor, " classes"]:
+def _check_labels(y: Int[Tensor, "P n"], classes: int) -> None:
+    if int(y.max()) >= classes:
+        raise DataError(f"label {int(y.max())} in a split for networks with {classes} classes.")
+
+
+def _pairs_at_once(own: Stack, x: Tensor, y: Tensor) -> int:
+    """So many that neither their models nor their examples take much memory."""
+    weights = sum(tensor[0].numel() for tensor in own.values())
+    features = x[0].numel() if _is_shared(x) else x[0, 0].numel()
+    return max(1, AT_ONCE // ((1 + FOLDS) * (y.shape[1] * features + 10 * weights)))
+
+
+def _folds(y: Int[Tensor, "P n"], seed: int) -> Int[Tensor, "P n"]:
+    """The fold of every example, from 0 on; each class is dealt out evenly."""
+    order = torch.randperm(y.shape[1], generator=stream(seed, "folds"))
+    by_class = order[y[:, order].argsort(dim=1, stable=True)]
+    dealt = torch.arange(y.shape[1]) % FOLDS
+    return torch.empty_like(y).scatter_(1, by_class, dealt.expand(len(y), -1))
+
+
+def _kept(fold: Int[Tensor, "P n"]) -> Bool[Tensor, "P V n"]:
+    """What the cases of a pair may tune on: everything, then everything but one fold."""
+    left_out = torch.arange(-1, FOLDS)
+    return fold.unsqueeze(1) != left_out.view(-1, 1)
+
+
+def _better_half(
+    answers: Float[Tensor, "P n classes"], y: Int[Tensor, "P n"], kept: Bool[Tensor, "P V n"]
+) -> Bool[Tensor, "P V classes"]:
     """The half of the classes on which answers are right most often; of equal ones the first."""
-    accuracy = train.score_logits(answers.unsqueeze(0), y).class_accuracy[0].nan_to_num(nan=-1.0)
-    order = accuracy.argsort(descending=True, stable=True)
-    chosen = torch.zeros(len(accuracy), dtype=torch.bool)
-    chosen[order[: len(order) // 2]] = True
-    return chosen
+    hit = answers.argmax(dim=-1) == y
+    members = nn.functional.one_hot(y, answers.shape[-1]).double()
+    kept = kept.double()
+    accuracy = (kept * hit.unsqueeze(1)) @ members / (kept @ members)
+    order = accuracy.nan_to_num(nan=-1.0).argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.zeros_like(accuracy, dtype=torch.bool)
+    return chosen.scatter(-1, order[..., : order.shape[-1] // 2], True)
 
 
 # What is measured
 
 
-def _folds(y: Int[Tensor, " n"], seed: int, purpose: str) -> list[Int[Tensor, " part"]]:
-    """FOLDS disjoint parts of the examples, each class dealt out evenly."""
-    order = torch.randperm(len(y), generator=stream(seed, "folds", purpose))
-    by_class = order[y[order].argsort(stable=True)]
-    return [by_class[k::FOLDS].sort().values for k in range(FOLDS)]
+class _Tuned(NamedTuple):
+    """The ways of some pairs, on quote; see `Offers` and `Ways`."""
+
+    services: list[Service]
+    own_classes: Bool[Tensor, "P classes"]
+    temperatures: Float[Tensor, "P ways"]
+    own_class_change: Float[Tensor, "P ways"]
+    differences: Int[Tensor, "P ways n"]
 
 
-def _without(split: Split, part: Int[Tensor, " part"]) -> Split:
-    kept = torch.ones(len(split), dtype=torch.bool)
-    kept[part] = False
-    return Split(split.x[kept], split.y[kept])
+def _tuned(entries: dict[str, _Entry], cases: Cases, bar: tqdm) -> _Tuned:
+    services, on_quote = [], []
+    for entry in entries.values():
+        service = entry.make(cases)
+        on_quote.append(_cross_fitted(service, cases))
+        services.append(_take(service, slice(None, None, cases.parts)))  # tuned on all of quote
+        bar.update()
+    answers = torch.stack(on_quote, dim=1)
+    differences = _differences(answers, cases.y)
+    own_classes = cases.own_classes[:, 0]
+    counted = own_classes.gather(1, cases.y).unsqueeze(1)
+    own_class_change = 100 * _mean_over(differences.double(), counted)
+    return _Tuned(services, own_classes, _temperatures(answers, cases.y), own_class_change, differences)
 
 
-def _cross_fitted(
-    entries: dict[str, _Entry], make_case: Callable[[Split], Case], quote: Split, seed: int
-) -> Float[Tensor, "ways n classes"]:
-    """What every way answers on quote, each part of it by a service that was tuned on the other parts."""
-    folds = _folds(quote.y, seed, "quote")
-    parts = []
-    for part in folds:
-        case = make_case(_without(quote, part))
-        x = quote.x[part]
-        parts.append(torch.stack([entry.make(case).answers(x) for entry in entries.values()]))
-    back = torch.cat(folds).argsort()
-    return torch.cat(parts, dim=1)[:, back]
+def _cross_fitted(service: Service, cases: Cases) -> Float[Tensor, "P n classes"]:
+    """What a way answers on quote, each example by the service that was tuned without its fold."""
+    answers = service.answers(cases.case_x).unflatten(0, (-1, cases.parts))
+    without = 1 + cases.fold[:, None, :, None].expand(-1, -1, -1, answers.shape[-1])
+    return answers.gather(1, without).squeeze(1)
 
 
-def _changes(answers: Float[Tensor, "ways n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, "n ways"]:
-    """What a way changes on every example: 100 points if it is right and the buyer's own network, the first, is not."""
-    right = (answers.argmax(dim=-1) == y.cpu()).double()
-    return 100 * (right - right[0]).T
+def _take(service: Service, index: slice) -> Service:
+    return service._replace(networks=tuple(stack.take(each, index) for each in service.networks))
 
 
-def _saved_nats(
-    answers: Float[Tensor, "ways n classes"], y: Int[Tensor, " n"], temperatures: Float[Tensor, " ways"]
-) -> Float[Tensor, "n ways"]:
-    losses = _losses(answers / temperatures.view(-1, 1, 1), y).double()
-    return (losses[0] - losses).T
+def _offers(entries: dict[str, _Entry], found: list[_Tuned], x: Tensor) -> Offers:
+    """All pairs together; x: quote."""
+    example = x[:1] if _is_shared(x) else x[:1, :1]
+    services = [_chained(parts) for parts in zip(*(each.services for each in found), strict=True)]
+    own_classes = torch.cat([each.own_classes for each in found])
+    differences = torch.cat([each.differences for each in found])
+    return Offers(
+        way=tuple(entries),
+        services=tuple(services),
+        own_classes=own_classes,
+        temperatures=torch.cat([each.temperatures for each in found]),
+        quote_gain_points=_interval(100 * differences.double()),
+        quote_own_class_change=torch.cat([each.own_class_change for each in found]).numpy(),
+        models=tuple(service.models for service in services),
+        megabytes=tuple(service.megabytes for service in services),
+        multiplications=tuple(_multiplications(_take(service, slice(1)), example) for service in services),
+        labels=tuple(service.labels for service in services),
+        leaks=tuple(entry.leaks for entry in entries.values()),
+    )
 
 
-def _losses(answers: Float[Tensor, "ways n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, "ways n"]:
-    return cross_entropy(answers.mT, y.cpu().expand(len(answers), -1), reduction="none")
+def _chained(parts: Sequence[Service]) -> Service:
+    """One service for the pairs of all parts."""
+    networks = zip(*(part.networks for part in parts), strict=True)
+    return parts[0]._replace(networks=tuple(stack.chain(stacks) for stacks in networks))
 
 
-def _multiplications(service: Service, example: Float[Tensor, "1 ..."]) -> int:
+def _differences(answers: Float[Tensor, "P ways n classes"], y: Int[Tensor, "P n"]) -> Int[Tensor, "P ways n"]:
+    """What a way changes on every example: 1 if it is right and the buyer's own network, the first way, is not."""
+    right = (answers.argmax(dim=-1) == y.unsqueeze(1)).to(torch.int8)
+    return right - right[:, :1]
+
+
+def _losses(answers: Float[Tensor, "P ways n classes"], y: Int[Tensor, "P n"]) -> Float[Tensor, "P ways n"]:
+    truth = y[:, None, :, None].expand(-1, answers.shape[1], -1, 1)
+    return answers.logsumexp(dim=-1) - answers.gather(-1, truth).squeeze(-1)
+
+
+def _temperatures(answers: Float[Tensor, "P ways n classes"], y: Int[Tensor, "P n"]) -> Float[Tensor, "P ways"]:
+    """Those of `train.fit_temperatures`, which wants one y for all: so the true class is brought to the first place."""
+    classes = answers.shape[-1]
+    places = (y.unsqueeze(-1) + torch.arange(classes)) % classes
+    turned = answers.gather(-1, places.unsqueeze(1).expand_as(answers))
+    first = torch.zeros(y.shape[1], dtype=torch.int64)
+    return train.fit_temperatures(turned.flatten(0, 1), first).unflatten(0, answers.shape[:2])
+
+
+def _interval(values: Float[Tensor, "P ways n"]) -> Interval:
+    """Of the means over examples [P, ways]."""
+    return interval(values.movedim(-1, 0), "examples")
+
+
+def _own_class_interval(differences: Int[Tensor, "P ways n"], counted: Bool[Tensor, "P n"]) -> Interval:
+    """Accuracy points on the examples that count, whose number may differ from pair to pair."""
+    numbers = counted.sum(dim=1)
+    if int(numbers.min()) < 2:
+        pair = int(numbers.argmin())
+        raise DataError(
+            f"{int(numbers[pair])} examples of the classes that buyer {pair} does best: expected 2 or more."
+        )
+    found = np.empty((3, *differences.shape[:2]))
+    for number in numbers.unique():
+        rows = numbers == number
+        some = differences[rows]
+        chosen = some[counted[rows].unsqueeze(1).expand_as(some)].view(*some.shape[:2], -1)
+        found[:, rows.numpy()] = _interval(100 * chosen.double())
+    return Interval(*found)
+
+
+def _multiplications(service: Service, example: Float[Tensor, "_ ..."]) -> int:
     """How many multiplications an example takes in matrix products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -301,197 +537,306 @@ def _multiplications(service: Service, example: Float[Tensor, "1 ..."]) -> int:
     return counter.get_total_flops() // 2  # it counts each together with its addition
 
 
+# How a candidate is chosen
+
+
+def _best(cases: Cases, answers: Float[Tensor, "P _ J n classes"]) -> Int[Tensor, "P V"]:
+    """In each case, of J candidates, the one of the lowest calibrated loss that does no harm; the first is no purchase.
+
+    It stays so unless what is saved is clear of chance: a little of anybody's doubt, noise too, lowers a loss a little.
+    answers: of each case, or [P, 1, …] where the candidates of a pair are the same in all its cases
+    """
+    losses = _calibrated_losses(answers, cases.y, cases.kept)
+    means = _mean_over(losses, cases.kept.unsqueeze(2))
+    means[_is_harmful(cases, answers)] = torch.inf
+    chosen = _first_least(means)
+    saved = losses[:, :, 0] - losses.gather(2, chosen[:, :, None, None].expand(-1, -1, 1, losses.shape[-1])).squeeze(2)
+    return chosen * _is_clear(saved, cases.kept)
+
+
+def _is_harmful(cases: Cases, answers: Float[Tensor, "P _ J n classes"]) -> Bool[Tensor, "P V J"]:
+    """Whether a candidate costs more than max_class_loss points on the buyer's own classes."""
+    right = (answers.argmax(dim=-1) == cases.y[:, None, None]).float()
+    lost = right[:, :, :1] - right
+    own = cases.own_classes.gather(2, cases.y.unsqueeze(1).expand(-1, cases.parts, -1))
+    counted = (own & cases.kept).unsqueeze(2)
+    return 100 * (lost * counted).sum(dim=-1) > cases.max_class_loss * counted.sum(dim=-1)
+
+
+def _is_clear(saved: Float[Tensor, "P V n"], kept: Bool[Tensor, "P V n"]) -> Bool[Tensor, "P V"]:
+    """Whether the mean of what is saved lies clearly above 0."""
+    mean = _mean_over(saved, kept)
+    variance = _mean_over((saved - mean.unsqueeze(-1)).square(), kept)
+    return mean > CLEAR * (variance / kept.sum(dim=-1)).sqrt()
+
+
+def _mean_over(values: Float[Tensor, "*#batch n"], kept: Bool[Tensor, "*#batch n"]) -> Float[Tensor, "..."]:
+    """The mean over the examples that are kept."""
+    return (values * kept).sum(dim=-1) / kept.sum(dim=-1)
+
+
+def _calibrated_losses(
+    answers: Float[Tensor, "P _ J n classes"], y: Int[Tensor, "P n"], kept: Bool[Tensor, "P V n"]
+) -> Float[Tensor, "P V J n"]:
+    """On every example the loss at that of TEMPERATURES which suits the examples that are kept."""
+    answers = answers - answers.amax(dim=-1, keepdim=True)
+    truth = y[:, None, None, :, None].expand(-1, *answers.shape[1:3], -1, 1)
+    of_truth = answers.gather(-1, truth).squeeze(-1)
+    answers = answers.mT.contiguous()  # examples side by side: five times as fast
+    kept = kept.unsqueeze(2)
+    least = torch.tensor(torch.inf)
+    best = torch.zeros(1)
+    for temperature in TEMPERATURES:
+        losses = (answers / temperature).exp_().sum(dim=-2).log_() - of_truth / temperature
+        means = _mean_over(losses, kept)
+        best = torch.where((means < least).unsqueeze(-1), losses, best)
+        least = torch.minimum(means, least)
+    return best
+
+
+def _first_least(losses: Float[Tensor, "*cases J"]) -> Int[Tensor, "*cases"]:
+    """The first of those with the lowest loss; a difference of less than a millionth is rounding."""
+    return (losses <= losses.amin(dim=-1, keepdim=True) + 1e-6).int().argmax(dim=-1)
+
+
 # What ways have in common
 
 
-def _answers(net: nn.Module, params: Params, x: Tensor) -> Float[Tensor, "n classes"]:
-    return train.logits(net, stack.join([params]), x)[0].float().cpu()
+@torch.no_grad()
+def _answers(net: nn.Module, models: Stack, x: Tensor) -> Float[Tensor, "K n classes"]:
+    """What K models say of x, [n, ...] or [K, n, ...], in batches, on the CPU."""
+    parts = x.split(250, dim=0 if _is_shared(x) else 1)
+    return torch.cat([stack.forward(net, models, part).float().cpu() for part in parts], dim=1)
 
 
-def _megabytes(*models: Params) -> float:
-    """A megabyte is a million bytes."""
-    return sum(tensor.numel() * tensor.element_size() for params in models for tensor in params.values()) / 1e6
+def _megabytes(*stacks: Stack) -> float:
+    """Of one model of each stack; a megabyte is a million bytes."""
+    tensors = [tensor for models in stacks for tensor in models.values()]
+    return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
-def _single(case: Case, params: Params, labels: int) -> Service:
-    """One network of the buyer's architecture, in the place of the old one."""
-    return Service(partial(_answers, case.net, params), 1, _megabytes(params), labels)
+def _single(net: nn.Module, models: Stack, labels: int) -> Service:
+    """One network in service."""
+    return Service(partial(_run_single, net), (models,), 1, _megabytes(models), labels)
 
 
-def _best(case: Case, answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> int:
-    """The candidate with the lowest calibrated loss among those that do not harm; the first is no purchase.
-
-    It stays so unless what is saved is clear of chance: a little of anybody's doubt, noise too, lowers a loss a little.
-    """
-    losses = _calibrated_losses(answers, y)
-    counted = case.own_classes[y.cpu()]
-    lost = -_changes(answers.cpu(), y)[counted].sum(dim=0)
-    means = losses.mean(dim=1)
-    means[lost > case.max_class_loss * counted.sum()] = torch.inf
-    chosen = _first_least(means)
-    saved = interval(losses[0] - losses[chosen], "examples")
-    return chosen if saved.low > 0 else 0
+def _run_single(net: nn.Module, networks: tuple[Stack], x: Tensor) -> Tensor:
+    return _answers(net, networks[0], x)
 
 
-def _calibrated_losses(answers: Float[Tensor, "C n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, "C n"]:
-    answers = answers.float().cpu()
-    return _losses(answers / train.fit_temperatures(answers, y).view(-1, 1, 1), y)
+def _labels(cases: Cases) -> int:
+    return cases.y.shape[1]
 
 
-def _first_least(losses: Float[Tensor, " C"]) -> int:
-    """The first of those with the lowest loss; a difference of less than a millionth is rounding."""
-    return int((losses <= losses.min() + 1e-6).int().argmax())
+def _best_models(cases: Cases, candidates: Stack) -> Service:
+    """Of every case's candidates, a stack [P · V, J], the best."""
+    number = stack.leading(candidates, 2)[1]
+    x = cases.case_x if _is_shared(cases.x) else cases.case_x.repeat_interleave(number, dim=0)
+    answers = _answers(cases.net, stack.flat(candidates), x)
+    chosen = _best(cases, answers.unflatten(0, (-1, cases.parts, number))).flatten()
+    return _single(cases.net, stack.take(candidates, (torch.arange(len(chosen)), chosen)), _labels(cases))
 
 
-def _best_model(case: Case, candidates: Stack) -> Service:
-    chosen = _best(case, train.logits(case.net, candidates, case.quote.x), case.quote.y)
-    return _single(case, stack.take(candidates, chosen), len(case.quote))
-
-
-def _log_chances(case: Case, x: Tensor) -> Float[Tensor, "2 n classes"]:
+def _log_chances(
+    net: nn.Module, own: Stack, other_net: nn.Module, other: Stack, x: Tensor
+) -> Float[Tensor, "2 K n classes"]:
     """What both networks answer, as logarithms of probabilities."""
-    own, other = _answers(case.net, case.own, x), _answers(case.other_net, case.other, x)
-    return torch.stack([own, other]).log_softmax(dim=-1)
+    return torch.stack([_answers(net, own, x), _answers(other_net, other, x)]).log_softmax(dim=-1)
 
 
-def _blended(log_chances: Float[Tensor, "2 n classes"], shares: Float[Tensor, " C"]) -> Float[Tensor, "C n classes"]:
+def _blended(
+    log_chances: Float[Tensor, "2 *cases n classes"], shares: Float[Tensor, "*_ 1 1"]
+) -> Float[Tensor, "*_cases n classes"]:
     """Logarithms of (1 - share) times the own probabilities plus share times the other's."""
     own, other = log_chances
-    shares = shares.view(-1, 1, 1)
     return torch.logaddexp((1 - shares).log() + own, shares.log() + other)
-
-
-def _best_share(case: Case) -> Tensor:
-    """The share [1] of the other's probabilities that serves best on quote."""
-    shares = torch.linspace(0, 1, POINTS)
-    chosen = _best(case, _blended(_log_chances(case, case.quote.x), shares), case.quote.y)
-    return shares[chosen : chosen + 1]
 
 
 # The ways, one a function
 
 
-def _nothing(case: Case) -> Service:
-    return _single(case, case.own, labels=0)
+def _nothing(cases: Cases) -> Service:
+    return _single(cases.net, cases.repeat(cases.own), labels=0)
 
 
-def _other(case: Case) -> Service:
-    return Service(partial(_answers, case.other_net, case.other), 1, _megabytes(case.other), labels=0)
+def _other(cases: Cases) -> Service:
+    return _single(cases.other_net, cases.repeat(cases.other), labels=0)
 
 
-def _matched_by_weights(case: Case) -> Service:
-    return _best_model(case, merge.path(case.own, _by_weights(case), POINTS))
+def _matched_by_weights(cases: Cases) -> Service:
+    return _best_on_path(cases, cases.repeat(cases.by_weights))
 
 
-def _matched_by_activations(case: Case) -> Service:
-    return _best_model(case, merge.path(case.own, _by_activations(case), POINTS))
+def _matched_by_activations(cases: Cases) -> Service:
+    return _best_on_path(cases, cases.by_activations)
 
 
-def _repaired(case: Case) -> Service:
-    path = merge.repaired_path(case.net, case.spec, case.own, case.matched, case.quote.x, points=POINTS)
-    return _best_model(case, path)
+def _best_on_path(cases: Cases, others: Stack) -> Service:
+    shares = torch.linspace(0, 1, POINTS).tolist()
+    return _best_models(cases, merge.blend_pairs(cases.repeat(cases.own), others, shares))
 
 
-def _by_layers(case: Case) -> Service:
+def _repaired(cases: Cases) -> Service:
+    own = cases.repeat(cases.own)
+    paths = []
+    for k, split in enumerate(cases.splits):
+        ends = stack.take(own, k), stack.take(cases.matched, k)
+        paths.append(merge.repaired_path(cases.net, cases.spec, *ends, split.x, points=POINTS))
+    return _best_models(cases, stack.join(paths))
+
+
+def _by_layers(cases: Cases) -> Service:
     """A share of the other network in all layers, or in one layer alone."""
     shares = torch.linspace(0, 1, POINTS)[1:].tolist()
-    weights = market.purchase_weights(shares, len(stack.layers(case.own)), parts="layers")
-    lineup = stack.join([stack.join([case.own, case.matched])])
-    return _best_model(case, stack.flat(market.mix_layers(lineup, weights.unsqueeze(0))))
+    weights = market.purchase_weights(shares, len(stack.layers(cases.own)), parts="layers")
+    lineups = stack.map(lambda *two: torch.stack(two, dim=1), cases.repeat(cases.own), cases.matched)
+    mixtures = market.mix_layers(lineups, weights.expand(stack.count(lineups), *weights.shape))
+    return _best_models(cases, mixtures)
 
 
-def _merged(case: Case, method: MergeMethod) -> Service:
-    pair = stack.join([case.own, case.matched])
-    merged = method(case.net, case.spec, pair, case.quote, stream(case.seed, "merge"))
-    return _single(case, merged, len(case.quote))
+def _merged(cases: Cases, method: MergeMethod) -> Service:
+    own = cases.repeat(cases.own)
+    merged = []
+    for k, split in enumerate(cases.splits):
+        pair = stack.join([stack.take(own, k), stack.take(cases.matched, k)])
+        merged.append(method(cases.net, cases.spec, pair, split, stream(cases.seed, "merge")))
+    return _single(cases.net, stack.join(merged), _labels(cases))
 
 
-def _ensemble(case: Case) -> Service:
+def _ensemble(cases: Cases) -> Service:
     """The mean of both networks' probabilities, with the share that serves best on quote."""
-    share = _best_share(case)
-
-    def answers(x: Tensor) -> Tensor:
-        return _blended(_log_chances(case, x), share)[0]
-
-    return Service(answers, 2, _megabytes(case.own, case.other), len(case.quote))
+    own, other = cases.repeat(cases.own), cases.repeat(cases.other)
+    run = partial(_run_ensemble, cases.net, cases.other_net)
+    return Service(run, (own, other, {"share": cases.share.flatten()}), 2, _megabytes(own, other), _labels(cases))
 
 
-def _routed_by_answers(case: Case) -> Service:
+def _run_ensemble(net: nn.Module, other_net: nn.Module, networks: tuple[Stack, Stack, Stack], x: Tensor) -> Tensor:
+    own, other, shares = networks
+    return _blended(_log_chances(net, own, other_net, other, x), shares["share"].view(-1, 1, 1))
+
+
+def _routed_by_answers(cases: Cases) -> Service:
     """A gate weighs both networks, example by example, by what they answer: it need not see their weights."""
-    log_chances = _log_chances(case, case.quote.x)
-    classes = log_chances.shape[-1]
+    classes = cases.log_chances.shape[-1]
     reader = stack.mlp(2 * classes, [], classes)  # its two experts hand on one network's answers each
-    halves = torch.eye(2 * classes).split(classes)
-    experts = [{"1.weight": half.unsqueeze(0), "1.bias": torch.zeros(1, classes)} for half in halves]
     router = specialists.OutputRouter(reader, 2)
-    fitted = _fit_router(case, router, experts, Split(_beside(log_chances), case.quote.y))
+    own, other = cases.repeat(cases.own), cases.repeat(cases.other)
+    number = stack.count(own)
+    halves = torch.eye(2 * classes).split(classes)
+    experts = [{"1.weight": half.expand(number, -1, -1), "1.bias": torch.zeros(number, classes)} for half in halves]
+    read = _beside(cases.log_chances)
+    lessons = [Split(read[pair, kept], cases.y[pair, kept]) for pair, kept in _pairs_and_kept(cases)]
+    fitted = _fit_router(cases, router, experts, lessons)
+    run = partial(_run_routed_by_answers, cases.net, cases.other_net, router)
+    return Service(run, (own, other, fitted), 2, _megabytes(own, other), _labels(cases))
 
-    def answers(x: Tensor) -> Tensor:
-        return _answers(router, fitted, _beside(_log_chances(case, x)))
 
-    return Service(answers, 2, _megabytes(case.own, case.other), len(case.quote))
+def _run_routed_by_answers(
+    net: nn.Module, other_net: nn.Module, router: nn.Module, networks: tuple[Stack, Stack, Stack], x: Tensor
+) -> Tensor:
+    own, other, gates = networks
+    return _answers(router, gates, _beside(_log_chances(net, own, other_net, other, x)))
 
 
-def _beside(log_chances: Float[Tensor, "2 n classes"]) -> Float[Tensor, "n answers"]:
+def _beside(log_chances: Float[Tensor, "2 K n classes"]) -> Float[Tensor, "K n answers"]:
     return torch.cat([log_chances[0], log_chances[1]], dim=-1)
 
 
-def _routed_by_layers(case: Case) -> Service:
+def _routed_by_layers(cases: Cases) -> Service:
     """In every layer a gate mixes what both networks say there (`specialists.Router`)."""
-    router = specialists.Router(case.net, 2)
-    experts = [stack.join([case.own]), stack.join([case.matched])]
-    fitted = _fit_router(case, router, experts, case.quote)
-    return Service(partial(_answers, router, fitted), 2, _megabytes(fitted), len(case.quote))
+    router = specialists.Router(cases.net, 2)
+    fitted = _fit_router(cases, router, [cases.repeat(cases.own), cases.matched], cases.splits)
+    return Service(partial(_run_single, router), (fitted,), 2, _megabytes(fitted), _labels(cases))
 
 
 def _fit_router(
-    case: Case, router: specialists.Router | specialists.OutputRouter, experts: list[Stack], split: Split
-) -> Params:
-    order = [stream(case.seed, "router")]
-    return stack.take(specialists.fit_router(router, experts, split, steps=STEPS, generators=order).stack, 0)
+    cases: Cases, router: specialists.Router | specialists.OutputRouter, experts: list[Stack], lessons: list[Split]
+) -> Stack:
+    start = specialists.init_router(router, experts)
+    order = _streams(cases, "router")
+    return train.fit(router, start, lessons, steps=STEPS, generators=order, **ROUTER_SETTINGS).stack
 
 
-def _distilled(case: Case) -> Service:
+def _streams(cases: Cases, purpose: str) -> list[torch.Generator]:
+    """One a case; those of one pair are those of another."""
+    return [stream(cases.seed, purpose, part) for _, part in np.ndindex(*cases.kept.shape[:2])]
+
+
+def _pairs_and_kept(cases: Cases) -> list[tuple[int, Bool[Tensor, " n"]]]:
+    """For every case its pair, and what it may tune on."""
+    return [(pair, cases.kept[pair, part]) for pair, part in np.ndindex(*cases.kept.shape[:2])]
+
+
+def _distilled(cases: Cases) -> Service:
     """The own network trained on to say what the ensemble says (Hinton et al. 2015); labels only tune the ensemble."""
-    share = _best_share(case)
-    if share == 0:  # it has nothing to learn
-        return _single(case, case.own, len(case.quote))
-    lesson = Split(case.quote.x, _blended(_log_chances(case, case.quote.x), share)[0].exp())
-    order = [stream(case.seed, "distil")]
-    fit = train.fit(case.net, stack.join([case.own]), lesson, steps=STEPS, lr=LEARNING_RATE, generators=order)
-    return _single(case, stack.take(fit.stack, 0), len(case.quote))
+    students = cases.repeat(cases.own)
+    chances = _blended(cases.log_chances.unsqueeze(2), cases.share[..., None, None]).exp().flatten(0, 1)
+    learners = cases.share.flatten().nonzero().flatten().tolist()  # who uses nothing has nothing to learn
+    if learners:
+        lessons = [
+            Split(split.x, chances[k, kept])
+            for k, (split, (_, kept)) in enumerate(zip(cases.splits, _pairs_and_kept(cases), strict=True))
+        ]
+        orders = _streams(cases, "distil")
+        fit = train.fit(
+            cases.net,
+            stack.take(students, learners),
+            [lessons[k] for k in learners],
+            steps=STEPS,
+            lr=LEARNING_RATE,
+            generators=[orders[k] for k in learners],
+        )
+        students = stack.map(
+            lambda tensor, learnt: tensor.index_copy(0, torch.tensor(learners), learnt), students, fit.stack
+        )
+    return _single(cases.net, students, _labels(cases))
 
 
-def _trained_on_labels(case: Case) -> Service:
-    """The own network trained on with the labels of quote; for how long, is chosen by cross-validation there."""
-    quote = case.quote
-    folds = _folds(quote.y, case.seed, "labels")
-    stages = _train_on(case, [_without(quote, part) for part in folds])
-    parts = []
-    for k, part in enumerate(folds):
-        candidates = stack.join([stack.take(stage, k) for stage in stages])
-        parts.append(train.logits(case.net, candidates, quote.x[part]))
-    chosen = _best(case, torch.cat(parts, dim=1), quote.y[torch.cat(folds)])
-    return _single(case, stack.take(_train_on(case, [quote])[chosen], 0), len(quote))
+def _trained_on_labels(cases: Cases) -> Service:
+    """The own network trained on with the labels of quote; for how long, is chosen by cross-validation there.
+
+    What is left out of a case, and then one more fold: the same models serve two cases each.
+    """
+    left_out = [(), *itertools.combinations(range(FOLDS), 1), *itertools.combinations(range(FOLDS), 2)]
+    stages = _train_on_labels(cases, left_out)  # [P, left out, stages]
+    number = len(EPOCHS)
+    x = cases.x if _is_shared(cases.x) else cases.x.repeat_interleave(len(left_out) * number, dim=0)
+    answers = _answers(cases.net, stack.flat(stack.flat(stages)), x).unflatten(0, (-1, len(left_out), number))
+    judges = []
+    for own in left_out[: cases.parts]:
+        judges.append([left_out.index(tuple(sorted({*own, fold}))) for fold in range(FOLDS)])
+    judge = torch.tensor(judges)[:, cases.fold].movedim(0, 1)  # [P, V, n]
+    judged = answers.gather(1, judge[:, :, None, :, None].expand(-1, -1, number, -1, answers.shape[-1]))
+    chosen = _best(cases, judged)
+    pairs, parts = np.indices(chosen.shape)
+    models = stack.take(stages, (torch.tensor(pairs), torch.tensor(parts), chosen))
+    return _single(cases.net, stack.flat(models), _labels(cases))
 
 
-def _train_on(case: Case, splits: list[Split]) -> list[Stack]:
-    """The own network, trained on each of the splits, after each number of EPOCHS."""
-    batch = 64
-    per_epoch = math.ceil(max(len(split) for split in splits) / batch)
-    steps = [epochs * per_epoch for epochs in EPOCHS]
+def _train_on_labels(cases: Cases, left_out: list[tuple[int, ...]]) -> Stack:
+    """The own networks, trained without each set of folds, after each number of EPOCHS: [P, left out, stages]."""
+    pairs, n = cases.y.shape
+    splits, orders = [], []
+    for pair in range(pairs):
+        for k, folds in enumerate(left_out):
+            kept = torch.isin(cases.fold[pair], torch.tensor(folds, dtype=torch.int64), invert=True)
+            splits.append(cases.split(pair, kept))
+            orders.append(stream(cases.seed, "labels", k))
+    steps = [epochs * math.ceil(n / BATCH) for epochs in EPOCHS]
+    start = stack.map(lambda tensor: tensor.repeat_interleave(len(left_out), dim=0), cases.own)
     fit = train.fit(
-        case.net,
-        stack.join([case.own] * len(splits)),
+        cases.net,
+        start,
         splits,
         steps=steps[-1],
-        batch=batch,
+        batch=BATCH,
         lr=LEARNING_RATE,
         schedule="constant",  # so that each stage is where shorter training would have ended
-        generators=[stream(case.seed, "labels", k) for k in range(len(splits))],
+        generators=orders,
         keep=steps,
     )
-    return [fit.kept[step] for step in steps]
+    stages = stack.map(lambda *kept: torch.stack(kept, dim=1), *(fit.kept[step] for step in steps))
+    return stack.unflat(stages, (pairs, len(left_out)))
 
 
 def _offered(net: nn.Module, spec: PermutationSpec | None) -> dict[str, _Entry]:
@@ -520,3 +865,13 @@ def _offered(net: nn.Module, spec: PermutationSpec | None) -> dict[str, _Entry]:
         if stack.is_dense(net):
             possible.add("one MLP")
     return {name: entry for name, entry in entries.items() if entry.needs in possible}
+
+
+def _chosen(entries: dict[str, _Entry], only: Sequence[str] | None) -> dict[str, _Entry]:
+    """The ways that are asked for, in the order of the table; doing nothing, to compare with, is always among them."""
+    if only is None:
+        return entries
+    for name in only:
+        if name not in entries:
+            raise ParameterError(unknown("way", name, entries))
+    return {name: entry for name, entry in entries.items() if name == "nothing" or name in only}
