@@ -253,7 +253,7 @@ def exchange(value_a: float, value_b: float, cost_a: float, cost_b: float) -> Ex
     gain_a = value_a * a_learns - cost_a * b_learns
     gain_b = value_b * b_learns - cost_b * a_learns
     surplus, paid_by_b = contract.transfer(gain_a, gain_b)
-    if not surplus > 0:
+    if math.isnan(paid_by_b):
         return Exchange(False, False, "", 0.0, 0.0)
     cents = price.to_cents(paid_by_b).item()
     payer = "B" if cents > 0 else "A" if cents < 0 else ""
@@ -261,7 +261,7 @@ def exchange(value_a: float, value_b: float, cost_a: float, cost_b: float) -> Ex
 
 
 def safeguards(
-    right_before: Bool[Tensor, " n"], right_after: Bool[Tensor, " n"], *, size: int, seed: int
+    right_before: Bool[Tensor, " n"], right_after: Bool[Tensor, " _"], *, size: int, seed: int
 ) -> Safeguards:
     """The warranty and the rollback line, from whether the old and the new answers are right on the audit's examples.
 
@@ -295,10 +295,10 @@ def safeguards(
 
 
 def signed_contract(
-    labels: Int[np.ndarray, " n"],
-    first: Int[np.ndarray, " n"],
-    second: Int[np.ndarray, " n"],
-    groups: Int[np.ndarray, " n"],
+    labels: Bool[np.ndarray, " n"],
+    first: Bool[np.ndarray, " _"],
+    second: Bool[np.ndarray, " _"],
+    groups: Int[np.ndarray, " _"],
     *,
     reward: float,
     cost: float,
@@ -308,7 +308,7 @@ def signed_contract(
 ) -> Signed:
     """Which contract of prediction sharing two firms would sign, as n labelled examples say, and how sure that is.
 
-    labels, first, second: 0 or 1 for each example: whether action 1 would be right, and what both models say of it
+    labels, first, second: whether action 1 is right for an example, and what both models say of that
     groups: 0, 1, …: which kind of times an example belongs to · reward, cost: of action 1, where it is right and where
     it is wrong · running_costs: {contract: money that it costs each firm to run it, an example}
     Each firm has tried its model on one labelled case of the times to come (`contract.measured_world`, samples=1).
