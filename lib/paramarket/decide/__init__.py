@@ -1,5 +1,6 @@
 """From two checkpoints to a decision: can they be combined, and in which way; try it first, and watch it after."""
 
+from paramarket.decide.checks import Pair, enough_examples, known_answers, load_pair
 from paramarket.decide.compatibility import NEGLIGIBLE_BARRIER, NEGLIGIBLE_LOSS, Compatibility, compatibility
 from paramarket.decide.money import (
     Band,
@@ -39,6 +40,7 @@ __all__ = [
     "Exchange",
     "Flip",
     "Offers",
+    "Pair",
     "Party",
     "Pilot",
     "Roi",
@@ -51,7 +53,10 @@ __all__ = [
     "compatibility",
     "confidence_sequence",
     "drift_alarm",
+    "enough_examples",
     "exchange",
+    "known_answers",
+    "load_pair",
     "measure_ways",
     "pilot",
     "pilot_examples",

@@ -1,0 +1,314 @@
+"""Two networks in, one decision out: every step of this room in its order, and the term sheet that follows from it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from paramarket import base, stack, train
+from paramarket.base import Interval, interval
+from paramarket.data import Split
+from paramarket.decide.checks import Pair, enough_examples, known_answers
+from paramarket.decide.compatibility import Compatibility, compatibility
+from paramarket.decide.forecast import forecast, pair_measurements
+from paramarket.decide.money import (
+    Band,
+    Business,
+    Exchange,
+    Roi,
+    Safeguards,
+    Signed,
+    exchange,
+    price_band,
+    roi,
+    safeguards,
+    signed_contract,
+    valuation,
+)
+from paramarket.decide.pilot import pilot_examples
+from paramarket.decide.ways import Offers, Service, measure_ways, recommend, tune_ways
+from paramarket.errors import ParameterError
+
+LABELS = "trained on quote's labels"  # the way that needs no partner
+QUICK_WAYS = ("the other's network", "averaged, matched by weights", "output ensemble", "distilled ensemble", LABELS)
+PILOT_PRECISION = 0.02  # a share: a trial tells the gain to ± 2 points
+FALSE_ALARM = 0.05  # of the watch, for ever
+REWARD, COST = 1.0, 2.0  # of taking a sound example, and another one, between rivals (notebook 08)
+COMPUTE_MINUTES = 10.0  # to align, tune and audit, and to look on
+
+Recommendation = Literal["trade weights", "share predictions", "label instead", "do not trade"]
+LEAKS: dict[str, Recommendation] = {
+    "weights": "trade weights",
+    "probabilities": "share predictions",
+    "nothing": "label instead",
+}
+
+
+class Decision(NamedTuple):
+    """What was found out about two networks, and what follows; A is the buyer, B the seller.
+
+    recommendation: "trade weights", "share predictions", "label instead" or "do not trade" · reason: in a sentence
+    best_way: that A should take · compatible: `compatibility`'s verdict and all behind it; None for two architectures
+    forecast: points, before anything was merged · ways: one row a buyer ("A", "B") and way, as `Ways.table` gives them
+    gain_points, gain_nats, own_class_change: of the best way, on audit · gain_to_come: points, if `prior` of the
+    examples to come are of the buyer's own classes · gain_money: that, a year
+    better, worse: shares of audit on which only the best way, only A's own network is right
+    band: A's prices · roi: at that price · exchange: if B may learn from A as well · safeguards · signed: the contract
+    on predictions between rivals · pilot_examples: for ± 2 points; 0 where nothing changes
+    """
+
+    recommendation: Recommendation
+    reason: str
+    best_way: str
+    compatible: Compatibility | None
+    forecast: Interval
+    ways: pd.DataFrame
+    gain_points: Interval
+    gain_nats: Interval
+    own_class_change: Interval
+    gain_to_come: Interval
+    gain_money: Interval
+    better: float
+    worse: float
+    band: Band
+    roi: Roi
+    exchange: Exchange
+    safeguards: Safeguards
+    signed: Signed
+    pilot_examples: int
+
+
+def examine(
+    pair: Pair,
+    quote: Split,
+    audit: Split,
+    classes: Sequence[str],
+    business: Business,
+    *,
+    seed: int,
+    max_class_loss: float = 1.0,
+    prior: float | None = None,
+    contract_cost: float = 0.0,
+    only: Sequence[str] | None = None,
+) -> Decision:
+    """Should A use B's network: how, at what price? Everything is tuned and chosen on quote, and measured on audit.
+
+    pair: two networks as `load_pair` gives them · classes: names, in the networks' order · max_class_loss: points that
+    A's own classes may lose · prior: the share of A's own classes among the examples to come; None: as on audit
+    contract_cost: of running a contract on predictions, per 100 examples, of which a right one earns 1 · only: names of
+    ways, for less work (`QUICK_WAYS`)
+    Raises what `known_answers`, `enough_examples`, `tune_ways` and `roi` raise, before the long work begins.
+    """
+    if prior is not None and not 0 < prior < 1:
+        raise ParameterError(f"prior = {prior}, expected a share between 0 and 1.")
+    with tqdm(total=5, desc="examining", disable=not base.is_watched()) as bar:
+        known_answers(pair.net_a, pair.a, quote, classes, "A's network")
+        known_answers(pair.net_b, pair.b, quote, classes, "B's network")
+        enough_examples(pair, quote, audit)
+        bar.update()
+        expected = _forecast(pair, quote)
+        compatible = None
+        if pair.spec is not None:
+            compatible = compatibility(pair.net_a, pair.a, pair.b, quote)
+        bar.update()
+        settings = {"seed": seed, "max_class_loss": max_class_loss, "only": only}
+        of_a = _ways(pair, quote, audit, **settings)
+        bar.update()
+        of_b = _ways(_turned_round(pair), quote, audit, **settings)
+        bar.update()
+        decision = _conclude(pair, quote, audit, business, expected, compatible, of_a, of_b, prior, contract_cost, seed)
+        bar.update()
+    return decision
+
+
+class _Best(NamedTuple):
+    """The recommended way of one buyer, and all ways as audit has measured them.
+
+    table: one row a way · own_classes: those the buyer does best · own: whether an example of audit is of these
+    differences: of the recommended way, for every example of audit
+    """
+
+    way: str
+    offers: Offers
+    table: pd.DataFrame
+    own_classes: Bool[Tensor, " classes"]
+    own: Bool[Tensor, " n"]
+    differences: Int[Tensor, " n"]
+
+    @property
+    def row(self) -> pd.Series:
+        return self.table.set_index("way").loc[self.way]
+
+    @property
+    def labels(self) -> pd.Series:
+        return self.table.set_index("way").loc[LABELS]
+
+    def service(self, way: str) -> Service:
+        return self.offers.service(way)
+
+
+def _forecast(pair: Pair, quote: Split) -> Interval:
+    own, other = stack.join([pair.a]), stack.join([pair.b])
+    found = forecast(pair_measurements(pair.net_a, own, other, quote.x, other_net=pair.net_b))
+    return Interval(*(float(end[0]) for end in found))
+
+
+def _turned_round(pair: Pair) -> Pair:
+    return pair._replace(net_a=pair.net_b, a=pair.b, net_b=pair.net_a, b=pair.a)
+
+
+def _ways(pair: Pair, quote: Split, audit: Split, *, seed: int, max_class_loss: float, only: Any) -> _Best:
+    own, other = stack.join([pair.a]), stack.join([pair.b])
+    if only is not None and pair.spec is None:
+        only = [way for way in only if way != "averaged, matched by weights"]
+    offers = tune_ways(
+        pair.net_a,
+        pair.spec,
+        own,
+        other,
+        quote,
+        seed=seed,
+        max_class_loss=max_class_loss,
+        other_net=pair.net_b if pair.spec is None else None,
+        only=only,
+    )
+    measured = measure_ways(offers, audit)
+    (way,) = recommend(offers, max_class_loss)
+    own_classes = offers.own_classes[0]
+    return _Best(
+        way=way,
+        offers=offers,
+        table=measured.table(stack.grid(buyer=["A"])).drop(columns="buyer"),
+        own_classes=own_classes,
+        own=own_classes[audit.y],
+        differences=measured.differences[0, offers.way.index(way)],
+    )
+
+
+def gain_to_come(differences: Int[Tensor, " n"], own: Bool[Tensor, " n"], prior: float | None) -> Interval:
+    """The gain (points) if examples of the buyer's own classes are a share `prior` of those to come.
+
+    differences: -1, 0 or 1 for every example · own: whether it is of these classes · prior: None: that share stays
+    Every example counts as much as its kind will (importance weights); within a kind nothing changes.
+    """
+    share = own.double().mean()
+    if prior is None or share in (0, 1):
+        return interval(100 * differences.double(), "examples")
+    weights = torch.where(own, prior / share, (1 - prior) / (1 - share))
+    return interval(100 * differences * weights, "examples")
+
+
+def _conclude(
+    pair: Pair,
+    quote: Split,
+    audit: Split,
+    business: Business,
+    expected: Interval,
+    compatible: Compatibility | None,
+    of_a: _Best,
+    of_b: _Best,
+    prior: float | None,
+    contract_cost: float,
+    seed: int,
+) -> Decision:
+    to_come = gain_to_come(of_a.differences, of_a.own, prior)
+    value_a = _returns(of_a, to_come, audit, business).net.mean
+    value_b = _returns(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business).net.mean
+    cost = business.seller_hours * business.hour_rate
+    band = price_band(value_a, cost, business.fee)
+    price = band.price if _is_a_purchase(of_a.way) and band.deal else 0.0
+    better = (of_a.differences > 0).double().mean().item()
+    worse = (of_a.differences < 0).double().mean().item()
+    right_before, right_after = _right(of_a, audit)
+    recommendation, reason = _recommend(of_a, to_come, band, business, pair)
+    return Decision(
+        recommendation=recommendation,
+        reason=reason,
+        best_way=of_a.way,
+        compatible=compatible,
+        forecast=expected,
+        ways=pd.concat([_table(of_a, "A"), _table(of_b, "B")], ignore_index=True),
+        gain_points=_interval_of(of_a.row, "gain_points"),
+        gain_nats=_interval_of(of_a.row, "gain_nats"),
+        own_class_change=_interval_of(of_a.row, "own_class_change"),
+        gain_to_come=to_come,
+        gain_money=valuation(to_come, business),
+        better=better,
+        worse=worse,
+        band=band,
+        roi=_returns(of_a, to_come, audit, business, price),
+        exchange=exchange(value_a, value_b, cost, cost),
+        safeguards=safeguards(right_before, right_after, size=len(audit), seed=seed),
+        signed=_contract(pair, quote, of_a.own_classes, contract_cost, seed),
+        pilot_examples=pilot_examples(better, worse, PILOT_PRECISION) if better + worse > 0 else 0,
+    )
+
+
+def _is_a_purchase(way: str) -> bool:
+    return way not in ("nothing", LABELS)
+
+
+def _returns(best: _Best, gain: Interval, audit: Split, business: Business, price: float = 0.0) -> Roi:
+    """What the way returns, beside the labels that the buyer could train on alone."""
+    return roi(
+        gain,
+        business,
+        price=price,
+        labels=int(best.row.labels) + len(audit),
+        alone_points=float(best.labels.gain_points),
+        alone_labels=int(best.labels.labels),
+        extra_networks=int(best.row.models) - 1,
+        minutes=COMPUTE_MINUTES,
+    )
+
+
+def _recommend(best: _Best, gain: Interval, band: Band, business: Business, pair: Pair) -> tuple[Recommendation, str]:
+    points = f"{gain.mean:.1f} [{gain.low:.1f}, {gain.high:.1f}] points"
+    if best.way == "nothing":
+        return "do not trade", "no way to use B's network surely helps A without harm to A's own classes."
+    if best.way == LABELS:
+        return "label instead", f"training on {int(best.row.labels)} labels gains {points}, and needs no partner."
+    if gain.low <= 0:
+        return "do not trade", f"{best.way}: {points} on audit, which may be nothing."
+    if not band.deal:
+        most, least = f"{band.high:,.0f}", f"{band.low:,.0f} {business.currency}"
+        return "do not trade", f"{best.way}: {points} are worth {most} to A at most, and cost B {least}."
+    reason = f"{best.way} gains {points}, at a price of {band.price:,.0f} {business.currency}"
+    why = f" ({pair.reason})" if pair.reason else ""
+    return LEAKS[best.row.leaks], reason + why + "."
+
+
+def _right(best: _Best, audit: Split) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Whether A's own network, and the best way, are right on every example of audit."""
+    before = best.service("nothing").answers(audit.x)[0].argmax(dim=-1) == audit.y
+    after = best.service(best.way).answers(audit.x)[0].argmax(dim=-1) == audit.y
+    return before, after
+
+
+def _contract(pair: Pair, quote: Split, own_classes: Bool[Tensor, " classes"], cost: float, seed: int) -> Signed:
+    """The game of notebook 08: an odd class is sound; there are times of A's own classes, and times of the others."""
+    signals = []
+    for net, params in ((pair.net_a, pair.a), (pair.net_b, pair.b)):
+        chances = train.logits(net, stack.join([params]), quote.x)[0].softmax(dim=-1).cpu()
+        signals.append((chances[:, 1::2].sum(dim=-1) > 0.5).long().numpy())
+    return signed_contract(
+        (quote.y % 2).numpy(),
+        *signals,
+        (~own_classes[quote.y]).long().numpy(),
+        reward=REWARD,
+        cost=COST,
+        seed=seed,
+        running_costs=dict.fromkeys(("infer", "full"), cost / 100),
+    )
+
+
+def _table(best: _Best, buyer: str) -> pd.DataFrame:
+    return best.table.assign(buyer=buyer)
+
+
+def _interval_of(row: pd.Series, name: str) -> Interval:
+    return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
