@@ -26,7 +26,6 @@ from paramarket.decide.pilot import (
     pilot_examples,
     pilot_power,
 )
-from paramarket.decide.sheet import Party, Term, term_sheet, term_sheet_page, write_term_sheet
 from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
 __all__ = [
@@ -41,13 +40,11 @@ __all__ = [
     "Flip",
     "Offers",
     "Pair",
-    "Party",
     "Pilot",
     "Roi",
     "Safeguards",
     "Service",
     "Signed",
-    "Term",
     "Way",
     "Ways",
     "compatibility",
@@ -66,9 +63,6 @@ __all__ = [
     "roi",
     "safeguards",
     "signed_contract",
-    "term_sheet",
-    "term_sheet_page",
     "tune_ways",
     "valuation",
-    "write_term_sheet",
 ]
