@@ -36,8 +36,10 @@ OFFERED = {
     "decide.roi": "what a purchase returns beyond the best that could be done alone",
     "decide.safeguards": "the lines of a warranty and of a rollback",
     "decide.signed_contract": "the contract of prediction sharing that two firms would sign",
+    "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.valuation": "what a gain is worth a year",
     "decide.Way": "what a way of one's own has to keep",
+    "decide.write_term_sheet": "that page as a file, and as data",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }

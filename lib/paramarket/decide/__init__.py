@@ -26,13 +26,15 @@ from paramarket.decide.pilot import (
     pilot_examples,
     pilot_power,
 )
-from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
+from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
+from paramarket.decide.ways import Case, Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways, ways
 
 __all__ = [
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
     "Band",
     "Business",
+    "Case",
     "Cases",
     "Compatibility",
     "ConfidenceSequence",
@@ -40,11 +42,13 @@ __all__ = [
     "Flip",
     "Offers",
     "Pair",
+    "Party",
     "Pilot",
     "Roi",
     "Safeguards",
     "Service",
     "Signed",
+    "Term",
     "Way",
     "Ways",
     "compatibility",
@@ -63,6 +67,9 @@ __all__ = [
     "roi",
     "safeguards",
     "signed_contract",
+    "term_sheet",
     "tune_ways",
     "valuation",
+    "ways",
+    "write_term_sheet",
 ]

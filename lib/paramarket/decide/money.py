@@ -22,6 +22,7 @@ PER = 1_000  # units of which `value_per_point` speaks
 WEEKS = 52  # of a year
 MONTHS = 12
 CENT = 0.01
+FARTHEST = 1_000.0  # a number that would have to change by a larger factor turns nothing
 
 Alternative = Literal["nothing", "labels"]
 ALTERNATIVES: tuple[Alternative, ...] = ("nothing", "labels")
@@ -72,7 +73,8 @@ class Roi(NamedTuple):
     payback_months: after so many the purchase has brought in what it cost, compared with the alternative; inf if never,
     or if that does not last to the end of the horizon
     break_even_points: the gain at which net is 0; inf if a gain is worth nothing
-    flip: of all inputs the one that must change by the smallest factor for net to be 0; None if none can do it
+    flip: of all inputs the one that must change by the smallest factor for net to be 0; None if a factor of a thousand
+    does it for none
     """
 
     alternative: Alternative
@@ -406,15 +408,15 @@ def _flip(inputs: Mapping[str, float]) -> Flip | None:
 
 
 def _root(inputs: Mapping[str, float], name: str, alternative: Alternative) -> float | None:
-    """The value of an input at which net is 0, if it has the sign that it has now, and is in range."""
-    now = inputs[name]
+    """The value of an input at which net is 0, if it is in range and not too far away."""
     net_now = _net(inputs, alternative)
     net_at_zero = _net({**inputs, name: 0.0}, alternative)
     if net_at_zero == net_now:
         return None
-    at = now * net_at_zero / (net_at_zero - net_now)
+    factor = net_at_zero / (net_at_zero - net_now)
+    at = factor * inputs[name]
     low, high = RANGES.get(name, (0.0, math.inf))
-    if not (math.isfinite(at) and at * now > 0 and low <= at <= high):
+    if not (1 / FARTHEST <= factor <= FARTHEST and low <= at <= high):
         return None
     least = min(_net({**inputs, name: at}, each) for each in ALTERNATIVES)
     return at if least > -CENT / 2 else None
