@@ -27,14 +27,13 @@ from paramarket.decide.pilot import (
     pilot_power,
 )
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
-from paramarket.decide.ways import Case, Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways, ways
+from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
 __all__ = [
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
     "Band",
     "Business",
-    "Case",
     "Cases",
     "Compatibility",
     "ConfidenceSequence",
@@ -70,6 +69,5 @@ __all__ = [
     "term_sheet",
     "tune_ways",
     "valuation",
-    "ways",
     "write_term_sheet",
 ]

@@ -127,9 +127,7 @@ def _draw_images(population: Split, generator: torch.Generator) -> Split:
     return Split(population.x[chosen], population.y[chosen])
 
 
-def _train(
-    net: nn.Module, rows: pd.DataFrame, holdings: list[tuple[Split, Split]], seed: int
-) -> tuple[Stack, Stack]:
+def _train(net: nn.Module, rows: pd.DataFrame, holdings: list[tuple[Split, Split]], seed: int) -> tuple[Stack, Stack]:
     """The buyers, and the sellers."""
     pairs = len(rows)
     own = stack.init(net, pairs, seed=seed, purpose="simulated buyer")

@@ -30,6 +30,7 @@ from paramarket.decide.money import (
     valuation,
 )
 from paramarket.decide.pilot import pilot_examples
+from paramarket.decide.term_sheet import Party, Term, term_sheet
 from paramarket.decide.ways import Offers, Service, measure_ways, recommend, tune_ways
 from paramarket.errors import ParameterError
 
@@ -46,6 +47,12 @@ LEAKS: dict[str, Recommendation] = {
     "probabilities": "share predictions",
     "nothing": "label instead",
 }
+ANSWERS = {
+    "trade weights": "Yes: buy the weights",
+    "share predictions": "Yes, but predictions only",
+    "label instead": "No: label examples and train on them",
+    "do not trade": "No: do not trade",
+}
 
 
 class Decision(NamedTuple):
@@ -58,7 +65,7 @@ class Decision(NamedTuple):
     examples to come are of the buyer's own classes · gain_money: that, a year
     better, worse: shares of audit on which only the best way, only A's own network is right
     band: A's prices · roi: at that price · exchange: if B may learn from A as well · safeguards · signed: the contract
-    on predictions between rivals · pilot_examples: for ± 2 points; 0 where nothing changes
+    on predictions between rivals · pilot_examples: for ± 2 points; 0 where nothing changes · audited: examples of audit
     """
 
     recommendation: Recommendation
@@ -80,6 +87,7 @@ class Decision(NamedTuple):
     safeguards: Safeguards
     signed: Signed
     pilot_examples: int
+    audited: int
 
 
 def examine(
@@ -216,8 +224,8 @@ def _conclude(
     seed: int,
 ) -> Decision:
     to_come = gain_to_come(of_a.differences, of_a.own, prior)
-    value_a = _returns(of_a, to_come, audit, business).net.mean
-    value_b = _returns(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business).net.mean
+    value_a = _value(of_a, to_come, audit, business)
+    value_b = _value(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business)
     cost = business.seller_hours * business.hour_rate
     band = price_band(value_a, cost, business.fee)
     price = band.price if _is_a_purchase(of_a.way) and band.deal else 0.0
@@ -245,11 +253,19 @@ def _conclude(
         safeguards=safeguards(right_before, right_after, size=len(audit), seed=seed),
         signed=_contract(pair, quote, of_a.own_classes, contract_cost, seed),
         pilot_examples=pilot_examples(better, worse, PILOT_PRECISION) if better + worse > 0 else 0,
+        audited=len(audit),
     )
 
 
 def _is_a_purchase(way: str) -> bool:
     return way not in ("nothing", LABELS)
+
+
+def _value(best: _Best, gain: Interval, audit: Split, business: Business) -> float:
+    """The most that a purchase may cost the buyer, price and fee; 0 where nothing is bought, or the gain may be none."""
+    if not _is_a_purchase(best.way) or gain.low <= 0:
+        return 0.0
+    return _returns(best, gain, audit, business).net.mean
 
 
 def _returns(best: _Best, gain: Interval, audit: Split, business: Business, price: float = 0.0) -> Roi:
@@ -312,3 +328,79 @@ def _table(best: _Best, buyer: str) -> pd.DataFrame:
 
 def _interval_of(row: pd.Series, name: str) -> Interval:
     return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def draw_up(
+    decision: Decision,
+    business: Business,
+    *,
+    buyer: Party,
+    seller: Party,
+    go_points: float = 0.0,
+    no_go_points: float = 2.0,
+) -> dict[str, Any]:
+    """The term sheet of a decision: every number with its interval, its unit, and the split or hand it comes from.
+
+    go_points, no_go_points: the lines of the trial, as `pilot` takes them (there as shares)
+    """
+    return term_sheet(
+        buyer,
+        seller,
+        recommendation=ANSWERS[decision.recommendation],
+        verdict=decision.reason[:1].upper() + decision.reason[1:],
+        terms=_terms(decision, business, go_points, no_go_points),
+        returns=decision.roi.table(),
+        currency=business.currency,
+    )
+
+
+def _terms(decision: Decision, business: Business, go_points: float, no_go_points: float) -> dict[str, Term]:
+    money = business.currency
+    is_sold = decision.recommendation in ("trade weights", "share predictions")
+    band = decision.band
+    row = decision.ways.query("buyer == 'A'").set_index("way").loc[decision.best_way]
+    lines = decision.safeguards
+    payer, payment = _payment(decision, is_sold)
+    flip = decision.roi.flip
+    turned = "no single input"
+    if flip is not None:
+        turned = f"{flip.name.replace('_', ' ')}: {flip.now:,.4g} → {flip.at:,.4g}"
+    chosen = "audit; the way was chosen on quote"
+    returns = f"against {decision.roi.alternative} alone"
+    return {
+        "way": Term(decision.best_way, "", "quote"),
+        "leaks": Term(str(row.leaks), "", "the way"),
+        "gain_points": _term_of(decision.gain_points, "points", chosen),
+        "gain_nats": _term_of(decision.gain_nats, "nats", chosen),
+        "gain_money": _term_of(decision.gain_money, f"{money} a year", "gain for the parts to come × business"),
+        "own_class_change": _term_of(decision.own_class_change, "points", chosen),
+        "price": Term(band.price if is_sold else None, money, "Nash: half way in the band", band.low, band.high),
+        "payer": Term(payer, "", "both directions"),
+        "payment": Term(payment, money, "both directions"),
+        "contract": Term(decision.signed.label, "", "the game of rivals on quote"),
+        "contract_stability": Term(decision.signed.stability, "share", "resamples of quote"),
+        "net": _term_of(decision.roi.net, money, returns),
+        "payback_months": Term(decision.roi.payback_months, "months", returns),
+        "break_even_points": Term(decision.roi.break_even_points, "points", returns),
+        "flip": Term(turned, "", "returns, one input at a time"),
+        "pilot_examples": Term(decision.pilot_examples, "for ± 2 points", "audit"),
+        "go_points": Term(go_points, "points", "chosen by the buyer"),
+        "no_go_points": Term(no_go_points, "points", "chosen by the buyer"),
+        "warranty_points": Term(lines.warranty_points, "points", "low end on audit"),
+        "warranty_examples": Term(decision.audited, "", "as many as audit has"),
+        "false_refund_rate": Term(lines.false_refund_rate, "share", "audit drawn anew"),
+        "rollback_error_rate": Term(lines.rollback_error_rate, "share", "the old network on audit"),
+        "false_alarm_rate": Term(FALSE_ALARM, "share", "the watch's promise"),
+    }
+
+
+def _term_of(found: Interval, unit: str, source: str) -> Term:
+    return Term(found.mean, unit, source, found.low, found.high)
+
+
+def _payment(decision: Decision, is_sold: bool) -> tuple[str, float | None]:
+    """Who pays, and how much: the price, or what balances two sales."""
+    both = decision.exchange
+    if both.a_learns and both.b_learns:
+        return (f"{both.payer}, since both learn" if both.payer else "nobody: they are even"), both.payment
+    return ("A", decision.band.price) if is_sold else ("nobody", None)
