@@ -40,6 +40,7 @@ OFFERED = {
     "decide.valuation": "what a gain is worth a year",
     "decide.Way": "what a way of one's own has to keep",
     "decide.write_term_sheet": "that page as a file, and as data",
+    "plot.waterfall": "what a purchase returns, as steps from benefits over costs to what is left",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }

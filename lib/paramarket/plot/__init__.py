@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramarket.plot.bars import layer_bars, share_bars, surplus_bars
+    from paramarket.plot.bars import layer_bars, share_bars, surplus_bars, waterfall
     from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
     from paramarket.plot.images import filters, image_row
     from paramarket.plot.lines import curves, labels_curve, panels, sweeps
@@ -44,6 +44,7 @@ __all__ = [
     "style",
     "surplus_bars",
     "sweeps",
+    "waterfall",
     "ways",
 ]
 

@@ -1,17 +1,21 @@
-"""Bars: shares, layers, surplus. They begin at zero, and carry the 95 % interval of their whole."""
+"""Bars: shares, layers, surplus, and steps from benefits over costs to what is left. They begin at zero."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from paramarket.base import interval
 from paramarket.plot.look import COLOURS, interval95, percent, tidy
 
 PARTIES = {"buyer": COLOURS[0], "seller": COLOURS[1], "broker": COLOURS[2], "lost": "lightgrey"}
+STEPS = {"up": COLOURS[2], "down": COLOURS[3], "net": COLOURS[0]}
 LOOK = {"errorbar": interval95, "capsize": 0.15, "err_kws": {"color": "black", "linewidth": 1.5}, "saturation": 1}
 
 
@@ -72,3 +76,40 @@ def _share_kept(parts: Mapping[str, Float[Tensor, " groups"]]) -> str:
     share = 1 - lost.sum().item() / whole
     mean, low, high = interval(lost)
     return f"{share:.1%} kept; lost {mean:.2g} [{low:.2g}, {high:.2g}]"
+
+
+def waterfall(table: pd.DataFrame, item: str, amount: str, kind: str, title: str, unit: str) -> None:
+    """Benefits and costs as steps, each from where the one before ended, and at the end what is left: their sum.
+
+    item, amount, kind: the columns with the names, the amounts (costs below 0) and what is written above all of a kind,
+    as in `decide.Roi.table` · unit: of the amounts. What is 0 is left out.
+    """
+    steps = table[table[amount] != 0].reset_index(drop=True)
+    stops = [0.0, *steps[amount].cumsum()]
+    _, axis = plt.subplots(figsize=(2 + 0.95 * len(steps), 3.8))
+    axis.use_sticky_edges = False  # or nothing would be left above the highest bar for its number
+    for column, height in enumerate(steps[amount]):
+        colour = STEPS["up"] if height > 0 else STEPS["down"]
+        _step(axis, column, stops[column], height, colour)
+        axis.plot([column, column + 1], [stops[column + 1]] * 2, color="grey", linewidth=0.8, zorder=0)
+    _step(axis, len(steps), 0.0, stops[-1], STEPS["net"])
+    for name, rows in steps.groupby(kind, sort=False):
+        axis.annotate(f"{name}s", (rows.index.to_numpy().mean(), 1.02), xycoords=("data", "axes fraction"), ha="center")
+    names = [fill(name, 13) for name in [*steps[item], "net"]]
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set_title(title, pad=20)
+    axis.set_ylabel(unit)
+    axis.margins(y=0.1)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(visible=False, axis="x")
+    plt.show()
+
+
+def _step(axis: Axes, column: int, start: float, height: float, colour: Any) -> None:
+    """One bar, and its number beyond the end that it leads to."""
+    axis.bar(column, height, bottom=start, color=colour, width=0.7)
+    above = height >= 0
+    text = f"{height:+,.0f}".replace("-", "−")
+    look = {"ha": "center", "va": "bottom" if above else "top", "weight": "bold", "fontsize": 9}
+    axis.annotate(text, (column, start + height), (0, 2 if above else -3), textcoords="offset points", **look)
