@@ -1,16 +1,18 @@
-"""From two checkpoints to a decision. So far: can these two be combined at all, and in which way?"""
+"""Can two networks of one architecture be combined at all, and in which way?"""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
-from paramarket import align, cka, merge, stack
+from paramarket import align, cka, merge, stack, train
+from paramarket.base import interval
 from paramarket.data import Split
 from paramarket.errors import ParameterError, WeightsError
 from paramarket.stack import Params
-from paramarket.train import Score, evaluate
 
 NEGLIGIBLE_BARRIER = 0.05  # nats: a lower barrier counts as none, as in notebook 02
 NEGLIGIBLE_LOSS = 1e-3  # nats: so much worse counts as no worse
@@ -26,13 +28,14 @@ _COMBINATIONS: dict[str, Verdict] = {  # each way to combine two, and the verdic
 class Compatibility(NamedTuple):
     """What two models of one architecture have in common on a split, and what that allows.
 
-    cka: {layer: debiased linear CKA of what the two say there} · losses (nats): {"a", "b", "averaged weights",
-    "reordered, averaged", "averaged outputs"}, and "base" if there is one · accuracies (shares): the same
-    naive_barrier, aligned_barrier (nats): on the straight line between the two, as they are and with b in a's order
+    cka: {layer: debiased linear CKA of what the two say there} · losses (nats, calibrated): {"a", "b", "averaged
+    weights", "reordered, averaged", "averaged outputs"}, and "base" if there is one · accuracies (shares): the same
+    naive_barrier, aligned_barrier (nats, calibrated): on the straight line between the two, as they are and with b in
+    a's order
     verdict: "merge" if the line is free of a barrier (.05 nats), "reorder, then merge" if it is so after weight
-    matching, otherwise "keep both" for their averaged outputs; but "keep the better one" where that would be worse than
-    it by more than .001 nats. A base of a lower loss than a and b counts, too: where it beats the way so found by more
-    than .001 nats, the best way takes its place; where it beats that as well, "keep the base". Losses decide
+    matching, otherwise "keep both" for their averaged outputs. Where that is worse than the better of the two, or than
+    the base, the best combination takes its place; where that is worse as well, "keep the better one" or "keep the
+    base". Worse is a loss higher by more than .001 nats, or fewer right answers, clear of chance (paired, 95 %)
     reason: the same in a sentence, accuracy beside loss
     """
 
@@ -45,15 +48,28 @@ class Compatibility(NamedTuple):
     reason: str
 
 
+class _Scored(NamedTuple):
+    """A candidate on the split: its calibrated loss (nats), and whether it is right on every example."""
+
+    loss: float
+    right: Bool[Tensor, " n"]
+
+    @property
+    def accuracy(self) -> float:
+        return self.right.float().mean().item()
+
+
 @torch.no_grad()
 def compatibility(
-    net: nn.Sequential, a: Params, b: Params, split: Split, *, base: Params | None = None, points: int = 11
+    net: nn.Module, a: Params, b: Params, split: Split, *, base: Params | None = None, points: int = 11
 ) -> Compatibility:
     """Compare two models where they are to be used: by layer, on the line between them, by their outputs.
 
-    net: an MLP as `stack.mlp` or `residual_mlp` makes it · base: the model that both grew from, if it is at hand; the
-    verdict then says so where it is better than any combination · points: stops on the line, an odd number, the ends
-    included.
+    base: the model that both grew from, if it is at hand; the verdict then says so where it is better than any
+    combination · points: stops on the line, an odd number, the ends included.
+    Losses are calibrated: the logits of every candidate are divided by the one number, its temperature, that suits them
+    on the split (Guo et al. 2017, section 4.2). A network that is too sure of itself is none the worse for it, and one
+    number fitted to hundreds of examples flatters by about 1 / (2 n) nats, all candidates alike.
     Raises ShapeError naming what does not fit, WeightsError for weights that are not finite, DataError for a layer that
     says the same of every example. The verdict is about this split; choose it as `quote`, judge it on `audit`.
 
@@ -79,24 +95,29 @@ def compatibility(
     if base is not None:
         _check_base(net, base)
     reordered = align.reorder(align.permutation_spec(net, split.x[:1]), a, b)
-    straight = evaluate(net, merge.path(a, b, points), split)
-    aligned = evaluate(net, merge.path(a, reordered, points), split)
+    straight = _score(train.logits(net, merge.path(a, b, points), split.x), split)
+    aligned = _score(train.logits(net, merge.path(a, reordered, points), split.x), split)
     scores = {
-        "a": _loss_and_accuracy(straight, 0),
-        "b": _loss_and_accuracy(straight, -1),
-        "averaged weights": _loss_and_accuracy(straight, points // 2),
-        "reordered, averaged": _loss_and_accuracy(aligned, points // 2),
-        "averaged outputs": _of_averaged_outputs(net, a, b, split),
+        "a": straight[0],
+        "b": straight[-1],
+        "averaged weights": straight[points // 2],
+        "reordered, averaged": aligned[points // 2],
+        "averaged outputs": _score(_mean_chances(net, a, b, split), split)[0],
     }
     if base is not None:
-        scores["base"] = _loss_and_accuracy(evaluate(net, stack.join([base]), split), 0)
-    losses = {name: loss for name, (loss, _) in scores.items()}
-    accuracies = {name: accuracy for name, (_, accuracy) in scores.items()}
-    naive_barrier = merge.barrier(straight.loss).item()
-    aligned_barrier = merge.barrier(aligned.loss).item()
-    verdict, reason = _judge(naive_barrier, aligned_barrier, losses, accuracies)
-    alike = _cka_by_layer(net, a, b, split)
-    return Compatibility(alike, losses, accuracies, naive_barrier, aligned_barrier, verdict, reason)
+        scores["base"] = _score(train.logits(net, stack.join([base]), split.x), split)[0]
+    naive_barrier = _barrier(straight)
+    aligned_barrier = _barrier(aligned)
+    verdict, reason = _judge(naive_barrier, aligned_barrier, scores)
+    return Compatibility(
+        cka=_cka_by_layer(net, a, b, split),
+        losses={name: score.loss for name, score in scores.items()},
+        accuracies={name: score.accuracy for name, score in scores.items()},
+        naive_barrier=naive_barrier,
+        aligned_barrier=aligned_barrier,
+        verdict=verdict,
+        reason=reason,
+    )
 
 
 def _check_base(net: nn.Module, base: Params) -> None:
@@ -106,47 +127,77 @@ def _check_base(net: nn.Module, base: Params) -> None:
             raise WeightsError(f"the base's {name!r} holds values that are NaN or infinite.")
 
 
-def _loss_and_accuracy(score: Score, model: int) -> tuple[float, float]:
-    return score.loss[model].item(), score.accuracy[model].item()
+def _score(answers: Float[Tensor, "K n classes"], split: Split) -> list[_Scored]:
+    """Every one of K candidates, calibrated."""
+    answers = answers.float().cpu()
+    truth = split.y.cpu()
+    calibrated = answers / train.fit_temperatures(answers, truth).view(-1, 1, 1)
+    losses = train.score_logits(calibrated, truth).loss.tolist()
+    right = answers.argmax(dim=-1) == truth
+    return [_Scored(loss, each) for loss, each in zip(losses, right, strict=True)]
 
 
-def _cka_by_layer(net: nn.Sequential, a: Params, b: Params, split: Split) -> dict[str, float]:
-    outputs = stack.features(net, stack.join([a, b]), split.x)
+def _barrier(line: list[_Scored]) -> float:
+    return merge.barrier(torch.tensor([stop.loss for stop in line])).item()
+
+
+def _mean_chances(net: nn.Module, a: Params, b: Params, split: Split) -> Float[Tensor, "1 n classes"]:
+    """As `merge.ensemble`, in logarithms: a probability that rounds to 0 would cost infinitely much."""
+    logs = train.logits(net, stack.join([a, b]), split.x).log_softmax(dim=-1)
+    return logs.logsumexp(dim=0, keepdim=True) - math.log(2)
+
+
+def _cka_by_layer(net: nn.Module, a: Params, b: Params, split: Split) -> dict[str, float]:
+    """For an MLP every layer; for another net every part that it is made of, as far as it says numbers."""
+    if stack.is_dense(net):
+        outputs = stack.features(net, stack.join([a, b]), split.x)
+    else:
+        of_a, of_b = (_said_by_parts(net, params, split.x) for params in (a, b))
+        outputs = {name: (of_a[name], of_b[name]) for name in of_a}
     return {layer: cka.linear_cka(of_a, of_b, debiased=True) for layer, (of_a, of_b) in outputs.items()}
 
 
-def _of_averaged_outputs(net: nn.Module, a: Params, b: Params, split: Split) -> tuple[float, float]:
-    """As `merge.ensemble` would score, in logarithms: a probability that rounds to 0 would cost infinitely much."""
-    logs = stack.forward(net, stack.join([a, b]), split.x).log_softmax(dim=-1)
-    mean = logs.logsumexp(dim=0) - math.log(2)
-    truth = split.y.to(mean.device)
-    hits = mean.argmax(dim=-1) == truth
-    return nn.functional.nll_loss(mean, truth).item(), hits.float().mean().item()
+def _said_by_parts(net: nn.Module, params: Params, x: Tensor) -> dict[str, Float[Tensor, "n numbers"]]:
+    said = {}
+
+    def look(name: str, _: Tensor, output: object) -> None:
+        if isinstance(output, Tensor) and len(output) == len(x):
+            said[name] = output.flatten(1).float()
+
+    names = [name for name, part in net.named_children() if any(True for _ in part.parameters())]
+    stack.probe(net, params, x, names, look)
+    return said
 
 
-def _judge(
-    naive_barrier: float, aligned_barrier: float, losses: dict[str, float], accuracies: dict[str, float]
-) -> tuple[Verdict, str]:
+def _judge(naive_barrier: float, aligned_barrier: float, scores: Mapping[str, _Scored]) -> tuple[Verdict, str]:
     """The verdict, and one sentence: what it rests on, and what it is worth here."""
     way, why = _way(naive_barrier, aligned_barrier)
     verdict = _COMBINATIONS[way]
-    better = min(("a", "b"), key=losses.get)
-    if _is_worse(losses[way], losses[better]):
-        verdict = "keep the better one"
-    if "base" in losses and losses["base"] < losses[better] and _is_worse(losses[way], losses["base"]):
-        best = min(_COMBINATIONS, key=losses.get)
-        if _is_worse(losses[best], losses["base"]):
-            verdict = "keep the base"
-            why += ", but their base is better than any combination"
+    better = min(("a", "b"), key=lambda name: scores[name].loss)
+    rivals = {better: f"{better} alone"}
+    if "base" in scores:
+        rivals["base"] = "their base"
+    found_better = [rival for rival in rivals if _is_worse(scores[way], scores[rival])]
+    if found_better:
+        best = min(_COMBINATIONS, key=lambda name: scores[name].loss)
+        still_better = [rival for rival in rivals if _is_worse(scores[best], scores[rival])]
+        if still_better:
+            verdict = "keep the base" if _base_wins(scores, better) else "keep the better one"
+            why += f", but {rivals[still_better[-1]]} is better than any combination"
         else:
             verdict = _COMBINATIONS[best]
-            why += f", but the {way} are worse than their base, and the {best} are not"
+            why += f", but the {way} are worse than {rivals[found_better[-1]]}, and the {best} are not"
         way = best
-    said = {name: f"{losses[name]:.3f} nats (accuracy {accuracies[name]:.1%})" for name in losses}
+    said = {name: f"{score.loss:.3f} nats (accuracy {score.accuracy:.1%})" for name, score in scores.items()}
     worth = f"here the {way} have a loss of {said[way]}, {better} alone has {said[better]}"
-    if "base" in losses:
+    if "base" in scores:
         worth += f", the base has {said['base']}"
     return verdict, f"{why}; {worth}."
+
+
+def _base_wins(scores: Mapping[str, _Scored], better: str) -> bool:
+    """Whether the base is the one to keep, rather than the better of the two."""
+    return "base" in scores and scores["base"].loss < scores[better].loss
 
 
 def _way(naive_barrier: float, aligned_barrier: float) -> tuple[str, str]:
@@ -159,5 +210,7 @@ def _way(naive_barrier: float, aligned_barrier: float) -> tuple[str, str]:
     return "averaged outputs", "a barrier stands between the two that no order of units removes"
 
 
-def _is_worse(loss: float, than: float) -> bool:
-    return loss > than + NEGLIGIBLE_LOSS
+def _is_worse(one: _Scored, than: _Scored) -> bool:
+    """By its calibrated loss, or by its right answers, clear of chance."""
+    more_right = one.right.double() - than.right.double()
+    return one.loss > than.loss + NEGLIGIBLE_LOSS or interval(more_right, "examples").high < 0
