@@ -40,7 +40,7 @@ TERMS = {
     "go_points": ("Pilot: go if the gain is surely above", ".2f"),
     "no_go_points": ("Pilot: stop if it is surely below", ".2f"),
     "warranty_points": ("Warranty: refund if gain is below", ".2f"),
-    "warranty_examples": ("Warranty: fresh examples to check it", ",.0f"),
+    "warranty_examples": ("Warranty: checked on fresh data", ",.0f"),
     "false_refund_rate": ("Warranty: refunds of honest sales", ".1%"),
     "rollback_error_rate": ("Rollback: if errors drift above", ".1%"),
     "false_alarm_rate": ("Rollback: chance of a false alarm", ".1%"),
@@ -59,7 +59,8 @@ class Party(NamedTuple):
 class Term(NamedTuple):
     """A number, or words, with the ends of its interval or band, its unit, and where it comes from.
 
-    source: the record's key, the file's hash or the split · a number that is not finite, or None, means: there is none
+    source: the record's key, the file's hash or the split; the page shows some 40 characters of it, the data all
+    A number that is not finite, or None, means: there is none.
     """
 
     value: float | str | None
