@@ -129,11 +129,9 @@ def _check_base(net: nn.Module, base: Params) -> None:
 
 def _score(answers: Float[Tensor, "K n classes"], split: Split) -> list[_Scored]:
     """Every one of K candidates, calibrated."""
-    answers = answers.float().cpu()
     truth = split.y.cpu()
-    calibrated = answers / train.fit_temperatures(answers, truth).view(-1, 1, 1)
-    losses = train.score_logits(calibrated, truth).loss.tolist()
-    right = answers.argmax(dim=-1) == truth
+    losses = train.score_logits(_calibrated(answers, split), truth).loss.tolist()
+    right = answers.cpu().argmax(dim=-1) == truth
     return [_Scored(loss, each) for loss, each in zip(losses, right, strict=True)]
 
 
@@ -142,9 +140,14 @@ def _barrier(line: list[_Scored]) -> float:
 
 
 def _mean_chances(net: nn.Module, a: Params, b: Params, split: Split) -> Float[Tensor, "1 n classes"]:
-    """As `merge.ensemble`, in logarithms: a probability that rounds to 0 would cost infinitely much."""
-    logs = train.logits(net, stack.join([a, b]), split.x).log_softmax(dim=-1)
+    """Logarithms of the mean of both networks' probabilities, each calibrated first: the surer one is not heard more."""
+    logs = _calibrated(train.logits(net, stack.join([a, b]), split.x), split).log_softmax(dim=-1)
     return logs.logsumexp(dim=0, keepdim=True) - math.log(2)
+
+
+def _calibrated(answers: Float[Tensor, "K n classes"], split: Split) -> Float[Tensor, "K n classes"]:
+    answers = answers.float().cpu()
+    return answers / train.fit_temperatures(answers, split.y.cpu()).view(-1, 1, 1)
 
 
 def _cka_by_layer(net: nn.Module, a: Params, b: Params, split: Split) -> dict[str, float]:
