@@ -291,11 +291,11 @@ def _by_heart(cases):
 def _answer_by_heart(quote_x, quote_y, networks, x):
     models, known = networks
     logits = stack.forward(NET, models, x).clone()
-    same = (x.flatten(1).unsqueeze(1) == quote_x.flatten(1)).all(dim=-1)  # [n, examples of quote]
     for k, kept in enumerate(known["kept"]):
-        seen = same & kept
-        found = seen.any(dim=1)
-        labels = quote_y[0, seen.int().argmax(dim=1)[found]]
+        own_x = x if x.ndim == 4 else x[k]
+        same = (own_x.flatten(1).unsqueeze(1) == quote_x.flatten(1)).all(dim=-1) & kept  # [n, examples of quote]
+        found = same.any(dim=1)
+        labels = quote_y[0, same.int().argmax(dim=1)[found]]
         logits[k, found] = 50 * torch.nn.functional.one_hot(labels, logits.shape[-1]).float()
     return logits
 

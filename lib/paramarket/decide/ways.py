@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
 from paramarket import align, market, merge, specialists, stack, train
@@ -28,8 +30,8 @@ from paramarket.stack import Stack
 
 POINTS = 9  # shares of the other network to try: 0, 1/8, …, 1
 FOLDS = 4  # parts of quote: each is judged by what was tuned on the others
-STEPS = 100  # of a router, and of a student
-EPOCHS = (0, 1, 2, 4, 8, 16)  # on the labels of quote: the number to take is tuned
+STEPS = 50  # of a router, and of a student
+EPOCHS = (0, 1, 2, 4, 8)  # on the labels of quote: the number to take is tuned
 BATCH = 64  # examples in a step of training on labels
 LEARNING_RATE = 1e-3
 ROUTER_SETTINGS = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"}  # those of `specialists.fit_router`
@@ -89,6 +91,21 @@ class Cases:
         """Some examples of one pair's quote."""
         x = self.x if _is_shared(self.x) else self.x[pair]
         return Split(x[kept], self.y[pair, kept])
+
+    @cached_property
+    def held_out(self) -> Int[Tensor, "P folds most"]:
+        """The examples of every fold; in a smaller fold the last stands twice."""
+        sizes = self.fold[0].bincount(minlength=FOLDS)
+        starts = sizes.cumsum(0) - sizes
+        places = torch.arange(int(sizes.max())).minimum(sizes.unsqueeze(1) - 1)
+        return self.fold.argsort(dim=1, stable=True)[:, starts.unsqueeze(1) + places]
+
+    @cached_property
+    def fold_x(self) -> Float[Tensor, "P_folds most ..."]:
+        """The examples of every fold, for a model each."""
+        x = self.x.expand(len(self.y), *self.x.shape) if _is_shared(self.x) else self.x
+        rows = torch.arange(len(x)).view(-1, 1, 1)
+        return x[rows, self.held_out].flatten(0, 1)
 
     @cached_property
     def log_chances(self) -> Float[Tensor, "2 P n classes"]:
@@ -450,12 +467,21 @@ def _tuned(entries: dict[str, _Entry], cases: Cases, bar: tqdm) -> _Tuned:
 
 def _cross_fitted(service: Service, cases: Cases) -> Float[Tensor, "P n classes"]:
     """What a way answers on quote, each example by the service that was tuned without its fold."""
-    answers = service.answers(cases.case_x).unflatten(0, (-1, cases.parts))
-    without = 1 + cases.fold[:, None, :, None].expand(-1, -1, -1, answers.shape[-1])
-    return answers.gather(1, without).squeeze(1)
+    case = torch.arange(cases.parts * len(cases.y)).unflatten(0, (-1, cases.parts))
+    tuned_without = case[:, 1:].flatten()
+    return _on_folds(cases, _take(service, tuned_without).answers)
 
 
-def _take(service: Service, index: slice) -> Service:
+def _on_folds(cases: Cases, answers: Callable[[Tensor], Tensor]) -> Float[Tensor, "P n classes"]:
+    """What P · FOLDS models answer, each on the examples of its fold, put together in the order of quote."""
+    found = answers(cases.fold_x).unflatten(0, (-1, FOLDS))
+    together = found.new_empty(*cases.y.shape, found.shape[-1])
+    rows = torch.arange(len(together)).view(-1, 1, 1)
+    together[rows, cases.held_out] = found
+    return together
+
+
+def _take(service: Service, index: slice | Int[Tensor, " _"]) -> Service:
     return service._replace(networks=tuple(stack.take(each, index) for each in service.networks))
 
 
@@ -530,11 +556,26 @@ def _own_class_interval(differences: Int[Tensor, "P ways n"], counted: Bool[Tens
 
 def _multiplications(service: Service, example: Float[Tensor, "_ ..."]) -> int:
     """How many multiplications an example takes in matrix products and convolutions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with _Counter() as counter:
         service.answers(example)
-    return counter.get_total_flops() // 2  # it counts each together with its addition
+    return counter.operations // 2  # it counts each together with its addition
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations by PyTorch's own formulas. Its own counter would first import the compiler, for a second."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # where True, the compiler is imported to be told so
 
 
 # How a candidate is chosen
@@ -637,6 +678,58 @@ def _best_models(cases: Cases, candidates: Stack) -> Service:
     return _single(cases.net, stack.take(candidates, (torch.arange(len(chosen)), chosen)), _labels(cases))
 
 
+def _side_by_side(own: Stack, others: Stack) -> Stack:
+    """Two stacks [K] as lineups [K, 2]."""
+    return stack.map(lambda *two: torch.stack(two, dim=1), own, others)
+
+
+def _best_mixtures(cases: Cases, lineups: Stack, weights: Float[Tensor, "J layers 2"]) -> Service:
+    """The mixture that serves best in every case; lineups [P, 2] or [P · V, 2]."""
+    pairs = len(cases.y)
+    x = cases.x if stack.count(lineups) == pairs else cases.case_x
+    answers = _mixture_answers(cases.net, lineups, weights, x)
+    chosen = _best(cases, answers.unflatten(0, (pairs, -1)))
+    if stack.count(lineups) == pairs:
+        lineups = cases.repeat(lineups)
+    mixed = market.mix_layers(lineups, weights[chosen.flatten()].unsqueeze(1))
+    return _single(cases.net, stack.take(mixed, (slice(None), 0)), _labels(cases))
+
+
+def _mixture_answers(
+    net: nn.Module, lineups: Stack, weights: Float[Tensor, "J layers 2"], x: Tensor, *, block: int = 2**19
+) -> Float[Tensor, "K J n classes"]:
+    """What all mixtures of all lineups [K, 2] say of x, [n, ...] or [K, n, ...].
+
+    What a linear first layer says is linear in its weights: the products of the two serve all their mixtures.
+    block: numbers that a layer says at a time, few enough to stay in the processor's cache
+    """
+    mixtures, units = len(weights), stack.leading(lineups, 3)[2]
+    batch = max(1, block // (units * mixtures))
+    turn = max(1, batch // x.shape[-2])
+    answers = []
+    for start in range(0, stack.count(lineups), turn):
+        some = stack.take(lineups, slice(start, start + turn))
+        mixed = stack.flat(market.mix_layers(some, weights.expand(stack.count(some), *weights.shape)))
+        own_x = x if _is_shared(x) else x[start : start + turn]
+        parts = own_x.split(batch, dim=0 if _is_shared(x) else 1)
+        said = [_mixture_logits(net, some, mixed, weights, part) for part in parts]
+        answers.append(torch.cat(said, dim=1).unflatten(0, (-1, mixtures)))
+    return torch.cat(answers)
+
+
+def _mixture_logits(
+    net: nn.Module, lineups: Stack, mixed: Stack, weights: Float[Tensor, "J layers 2"], x: Tensor
+) -> Float[Tensor, "KJ n classes"]:
+    first = stack.split_first(net)
+    if first is None:
+        return _answers(net, mixed, x if _is_shared(x) else x.repeat_interleave(len(weights), dim=0))
+    x = x.flatten(1) if _is_shared(x) else x.flatten(2).repeat_interleave(2, dim=0)
+    products = stack.linear(net, stack.flat(lineups), first.name, x).unflatten(0, (-1, 2))
+    said = weights[:, 0].to(products) @ products.flatten(2)
+    said = said.unflatten(2, products.shape[2:]).flatten(0, 1)
+    return stack.apply(first.rest, mixed, said, shared=False, training=False).float().cpu()
+
+
 def _log_chances(
     net: nn.Module, own: Stack, other_net: nn.Module, other: Stack, x: Tensor
 ) -> Float[Tensor, "2 K n classes"]:
@@ -664,16 +757,17 @@ def _other(cases: Cases) -> Service:
 
 
 def _matched_by_weights(cases: Cases) -> Service:
-    return _best_on_path(cases, cases.repeat(cases.by_weights))
+    return _best_mixtures(cases, _side_by_side(cases.own, cases.by_weights), _whole_shares(cases))
 
 
 def _matched_by_activations(cases: Cases) -> Service:
-    return _best_on_path(cases, cases.by_activations)
+    return _best_mixtures(cases, _side_by_side(cases.repeat(cases.own), cases.by_activations), _whole_shares(cases))
 
 
-def _best_on_path(cases: Cases, others: Stack) -> Service:
-    shares = torch.linspace(0, 1, POINTS).tolist()
-    return _best_models(cases, merge.blend_pairs(cases.repeat(cases.own), others, shares))
+def _whole_shares(cases: Cases) -> Float[Tensor, "J layers 2"]:
+    """A share of the other network in all layers."""
+    shares = torch.linspace(0, 1, POINTS)[1:].tolist()
+    return market.purchase_weights(shares, len(stack.layers(cases.own)))
 
 
 def _repaired(cases: Cases) -> Service:
@@ -681,7 +775,7 @@ def _repaired(cases: Cases) -> Service:
     paths = []
     for k, split in enumerate(cases.splits):
         ends = stack.take(own, k), stack.take(cases.matched, k)
-        paths.append(merge.repaired_path(cases.net, cases.spec, *ends, split.x, points=POINTS))
+        paths.append(merge.repaired_path(cases.net, cases.spec, *ends, split.x, points=5))
     return _best_models(cases, stack.join(paths))
 
 
@@ -689,9 +783,7 @@ def _by_layers(cases: Cases) -> Service:
     """A share of the other network in all layers, or in one layer alone."""
     shares = torch.linspace(0, 1, POINTS)[1:].tolist()
     weights = market.purchase_weights(shares, len(stack.layers(cases.own)), parts="layers")
-    lineups = stack.map(lambda *two: torch.stack(two, dim=1), cases.repeat(cases.own), cases.matched)
-    mixtures = market.mix_layers(lineups, weights.expand(stack.count(lineups), *weights.shape))
-    return _best_models(cases, mixtures)
+    return _best_mixtures(cases, _side_by_side(cases.repeat(cases.own), cases.matched), weights)
 
 
 def _merged(cases: Cases, method: MergeMethod) -> Service:
@@ -716,45 +808,55 @@ def _run_ensemble(net: nn.Module, other_net: nn.Module, networks: tuple[Stack, S
 
 
 def _routed_by_answers(cases: Cases) -> Service:
-    """A gate weighs both networks, example by example, by what they answer: it need not see their weights."""
-    classes = cases.log_chances.shape[-1]
-    reader = stack.mlp(2 * classes, [], classes)  # its two experts hand on one network's answers each
-    router = specialists.OutputRouter(reader, 2)
+    """A gate weighs both networks, example by example, by what they answer: it need not see their weights.
+
+    As `specialists.OutputRouter`, with one gate a case: log sum_e p_e q_e, p = softmax(G LN(log q)), trained on all
+    examples that a case keeps at once.
+    """
     own, other = cases.repeat(cases.own), cases.repeat(cases.other)
-    number = stack.count(own)
-    halves = torch.eye(2 * classes).split(classes)
-    experts = [{"1.weight": half.expand(number, -1, -1), "1.bias": torch.zeros(number, classes)} for half in halves]
-    read = _beside(cases.log_chances)
-    lessons = [Split(read[pair, kept], cases.y[pair, kept]) for pair, kept in _pairs_and_kept(cases)]
-    fitted = _fit_router(cases, router, experts, lessons)
-    run = partial(_run_routed_by_answers, cases.net, cases.other_net, router)
-    return Service(run, (own, other, fitted), 2, _megabytes(own, other), _labels(cases))
+    run = partial(_run_routed_by_answers, cases.net, cases.other_net)
+    return Service(run, (own, other, _fit_gates(cases)), 2, _megabytes(own, other), _labels(cases))
+
+
+@torch.enable_grad()
+def _fit_gates(cases: Cases) -> Stack:
+    pairs, parts = cases.kept.shape[:2]
+    read = _read_by_gates(cases.log_chances)
+    of_truth = cases.log_chances.gather(-1, cases.y[None, :, :, None].expand(2, -1, -1, 1)).squeeze(-1)
+    of_truth = of_truth.movedim(0, -1).unsqueeze(1)  # [P, 1, n, 2]
+    share = cases.kept.float() / cases.kept.sum(dim=-1, keepdim=True)
+    weight = torch.zeros(pairs, read.shape[-1], parts * 2, requires_grad=True)
+    bias = torch.zeros(pairs, parts, 1, 2, requires_grad=True)
+    optimizer = train.AdamW([weight.detach(), bias.detach()], weight_decay=ROUTER_SETTINGS["weight_decay"])
+    for _ in range(STEPS):
+        said = (read @ weight).unflatten(-1, (parts, 2)).transpose(1, 2) + bias  # [P, V, n, 2]
+        losses = -(said.log_softmax(dim=-1) + of_truth).logsumexp(dim=-1)
+        optimizer.step(torch.autograd.grad((losses * share).sum(), [weight, bias]), ROUTER_SETTINGS["lr"])
+    weight = weight.detach().unflatten(-1, (parts, 2)).movedim(2, 1)
+    return stack.flat({"weight": weight, "bias": bias.detach()})
+
+
+def _read_by_gates(log_chances: Float[Tensor, "2 K n classes"]) -> Float[Tensor, "K n answers"]:
+    beside = torch.cat([log_chances[0], log_chances[1]], dim=-1)
+    return nn.functional.layer_norm(beside, beside.shape[-1:])
 
 
 def _run_routed_by_answers(
-    net: nn.Module, other_net: nn.Module, router: nn.Module, networks: tuple[Stack, Stack, Stack], x: Tensor
+    net: nn.Module, other_net: nn.Module, networks: tuple[Stack, Stack, Stack], x: Tensor
 ) -> Tensor:
     own, other, gates = networks
-    return _answers(router, gates, _beside(_log_chances(net, own, other_net, other, x)))
-
-
-def _beside(log_chances: Float[Tensor, "2 K n classes"]) -> Float[Tensor, "K n answers"]:
-    return torch.cat([log_chances[0], log_chances[1]], dim=-1)
+    log_chances = _log_chances(net, own, other_net, other, x)
+    said = torch.baddbmm(gates["bias"], _read_by_gates(log_chances), gates["weight"])
+    return (said.log_softmax(dim=-1).movedim(-1, 0).unsqueeze(-1) + log_chances).logsumexp(dim=0)
 
 
 def _routed_by_layers(cases: Cases) -> Service:
     """In every layer a gate mixes what both networks say there (`specialists.Router`)."""
     router = specialists.Router(cases.net, 2)
-    fitted = _fit_router(cases, router, [cases.repeat(cases.own), cases.matched], cases.splits)
+    start = specialists.init_router(router, [cases.repeat(cases.own), cases.matched])
+    orders = _streams(cases, "router")
+    fitted = train.fit(router, start, cases.splits, steps=STEPS, generators=orders, **ROUTER_SETTINGS).stack
     return Service(partial(_run_single, router), (fitted,), 2, _megabytes(fitted), _labels(cases))
-
-
-def _fit_router(
-    cases: Cases, router: specialists.Router | specialists.OutputRouter, experts: list[Stack], lessons: list[Split]
-) -> Stack:
-    start = specialists.init_router(router, experts)
-    order = _streams(cases, "router")
-    return train.fit(router, start, lessons, steps=STEPS, generators=order, **ROUTER_SETTINGS).stack
 
 
 def _streams(cases: Cases, purpose: str) -> list[torch.Generator]:
@@ -795,38 +897,37 @@ def _distilled(cases: Cases) -> Service:
 def _trained_on_labels(cases: Cases) -> Service:
     """The own network trained on with the labels of quote; for how long, is chosen by cross-validation there.
 
-    What is left out of a case, and then one more fold: the same models serve two cases each.
+    A case leaves no fold out, or one. To judge it, one more is left out: what is trained without two serves two cases.
     """
-    left_out = [(), *itertools.combinations(range(FOLDS), 1), *itertools.combinations(range(FOLDS), 2)]
-    stages = _train_on_labels(cases, left_out)  # [P, left out, stages]
-    number = len(EPOCHS)
-    x = cases.x if _is_shared(cases.x) else cases.x.repeat_interleave(len(left_out) * number, dim=0)
-    answers = _answers(cases.net, stack.flat(stack.flat(stages)), x).unflatten(0, (-1, len(left_out), number))
-    judges = []
+    by_size = [list(itertools.combinations(range(FOLDS), number)) for number in range(3)]
+    left_out = by_size[0] + by_size[1] + by_size[2]
+    trained = [_train_on_labels(cases, sets) for sets in by_size]
+    stages = stack.map(lambda *some: torch.cat(some, dim=1), *trained)  # [P, left out, stages]
+    judged = []
     for own in left_out[: cases.parts]:
-        judges.append([left_out.index(tuple(sorted({*own, fold}))) for fold in range(FOLDS)])
-    judge = torch.tensor(judges)[:, cases.fold].movedim(0, 1)  # [P, V, n]
-    judged = answers.gather(1, judge[:, :, None, :, None].expand(-1, -1, number, -1, answers.shape[-1]))
-    chosen = _best(cases, judged)
-    pairs, parts = np.indices(chosen.shape)
-    models = stack.take(stages, (torch.tensor(pairs), torch.tensor(parts), chosen))
+        judges = [left_out.index(tuple(sorted({*own, fold}))) for fold in range(FOLDS)]
+        for stage in range(len(EPOCHS)):
+            models = stack.flat(stack.take(stages, (slice(None), judges, stage)))
+            judged.append(_on_folds(cases, partial(_answers, cases.net, models)))
+    chosen = _best(cases, torch.stack(judged, dim=1).unflatten(1, (cases.parts, -1)))
+    every_pair = torch.arange(len(chosen)).unsqueeze(1)
+    every_part = torch.arange(cases.parts)
+    models = stack.take(stages, (every_pair, every_part, chosen))
     return _single(cases.net, stack.flat(models), _labels(cases))
 
 
 def _train_on_labels(cases: Cases, left_out: list[tuple[int, ...]]) -> Stack:
     """The own networks, trained without each set of folds, after each number of EPOCHS: [P, left out, stages]."""
-    pairs, n = cases.y.shape
     splits, orders = [], []
-    for pair in range(pairs):
-        for k, folds in enumerate(left_out):
-            kept = torch.isin(cases.fold[pair], torch.tensor(folds, dtype=torch.int64), invert=True)
-            splits.append(cases.split(pair, kept))
-            orders.append(stream(cases.seed, "labels", k))
-    steps = [epochs * math.ceil(n / BATCH) for epochs in EPOCHS]
-    start = stack.map(lambda tensor: tensor.repeat_interleave(len(left_out), dim=0), cases.own)
+    for pair, folds in itertools.product(range(len(cases.y)), left_out):
+        kept = torch.isin(cases.fold[pair], torch.tensor(folds, dtype=torch.int64), invert=True)
+        splits.append(cases.split(pair, kept))
+        orders.append(stream(cases.seed, "labels", *folds))
+    per_epoch = math.ceil(max(map(len, splits)) / BATCH)
+    steps = [epochs * per_epoch for epochs in EPOCHS]
     fit = train.fit(
         cases.net,
-        start,
+        stack.map(lambda tensor: tensor.repeat_interleave(len(left_out), dim=0), cases.own),
         splits,
         steps=steps[-1],
         batch=BATCH,
@@ -836,7 +937,7 @@ def _train_on_labels(cases: Cases, left_out: list[tuple[int, ...]]) -> Stack:
         keep=steps,
     )
     stages = stack.map(lambda *kept: torch.stack(kept, dim=1), *(fit.kept[step] for step in steps))
-    return stack.unflat(stages, (pairs, len(left_out)))
+    return stack.unflat(stages, (-1, len(left_out)))
 
 
 def _offered(net: nn.Module, spec: PermutationSpec | None) -> dict[str, _Entry]:
