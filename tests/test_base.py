@@ -68,6 +68,60 @@ def test_interval_over_examples_covers_as_often_as_it_says():
     assert 0.88 < covered < 0.97
 
 
+counts = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 200)).filter(lambda each: sum(each) > 1)
+
+
+def answers(better, worse, same):
+    """As many examples on which only the first of two models is right, only the second, and both or neither."""
+    return np.repeat([1, -1, 0], [better, worse, same])
+
+
+@given(counts)
+def test_the_ends_for_differences_are_where_the_score_says_so(each):
+    """The score needs the likeliest share of what only the second gets right, given the difference: found by trying."""
+    better, worse, same = each
+    n = sum(each)
+    mean, *ends = base.interval(answers(*each), "differences")
+    assert mean == pytest.approx((better - worse) / n)
+    for end, score in zip(ends, (1.96, -1.96), strict=True):
+        rare = np.linspace(max(0, -end), (1 - end) / 2, 200_001)[1:-1]
+        likelihood = better * np.log(rare + end) + worse * np.log(rare) + same * np.log(1 - 2 * rare - end)
+        rare = rare[likelihood.argmax()]
+        error = (n * (2 * rare + end - end**2)) ** 0.5
+        assert (better - worse - n * end) / error == pytest.approx(score, abs=0.01)
+
+
+@given(counts)
+def test_differences_the_other_way_round_have_the_mirrored_interval(each):
+    better, worse, same = each
+    mean, low, high = base.interval(answers(better, worse, same), "differences")
+    assert -1 <= low <= mean <= high <= 1
+    assert base.interval(answers(worse, better, same), "differences") == pytest.approx((-mean, -high, -low), abs=1e-9)
+
+
+def test_where_two_models_seldom_differ_the_score_interval_still_covers_and_the_bootstrap_does_not():
+    drawn = np.random.default_rng(2).choice([1, -1, 0], p=[0.02, 0.005, 0.975], size=(100, 1000))
+    covered = {}
+    for kind in ("differences", "examples"):
+        _, low, high = base.interval(drawn, kind)
+        covered[kind] = ((low <= 0.015) & (high >= 0.015)).mean()
+    assert covered["differences"] > 0.94
+    assert covered["examples"] < 0.90
+
+
+def test_shares_have_wilsons_interval():
+    # 0 of n: from 0 to z² / (n + z²) · 15 of 148 (Newcombe 1998, table I): .0624 to .1605
+    assert base.interval([0] * 96, "shares") == pytest.approx((0, 0, 3.8415 / 99.8415), abs=1e-4)
+    _, *ends = base.interval([1] * 15 + [0] * 133, "shares")
+    assert ends == pytest.approx([0.0624, 0.1605], abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("differences", 2), ("shares", -1), ("shares", 0.5)])
+def test_an_interval_of_answers_refuses_other_numbers(kind, value):
+    with pytest.raises(errors.ParameterError, match=f"interval of {kind} takes values of .*, got {value:g}"):
+        base.interval([0, 1, value], kind)
+
+
 def test_interval_keeps_the_other_axes():
     found = base.interval(torch.rand(5, 3, 2))
     assert found.mean.shape == found.low.shape == found.high.shape == (3, 2)

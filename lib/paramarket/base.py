@@ -17,6 +17,8 @@ import torch
 
 from paramarket.errors import ParameterError, unknown
 
+Z = 1.959964  # standard errors to either side: 95 % of a normal distribution
+
 
 def stream(seed: SupportsIndex, *purpose: str | SupportsIndex) -> torch.Generator:
     """A random generator for one purpose: the same names give the same numbers, other names independent ones.
@@ -115,8 +117,12 @@ def interval(values: torch.Tensor | np.ndarray | pd.Series | list, kind: str = "
 
     kind: "seeds" for a handful of independent runs (Student's t with n - 1 degrees of freedom),
           "examples" for many independent examples (percentile bootstrap, 2,000 resamples, seeded),
-          "correlations" for a handful of them: as seeds, on Fisher's scale, so that no end lies beyond ±1.
-    Raises ParameterError for fewer than two values, and for what is not finite.
+          "correlations" for a handful of them: as seeds, on Fisher's scale, so that no end lies beyond ±1,
+          "differences" for many examples that two models answered, 1 where only the first is right, -1 where only the
+          second is, else 0: the score interval (Tango 1998). Where they seldom differ, the bootstrap is too narrow,
+          and of no width where it saw no difference,
+          "shares" for many values of 0 and 1: the score interval (Wilson 1927).
+    Raises ParameterError for fewer than two values, for what is not finite, and for other values than a kind takes.
 
     >>> from paramarket import base
     >>> mean, low, high = base.interval([1.0, 2.0, 3.0])
@@ -130,14 +136,14 @@ def interval(values: torch.Tensor | np.ndarray | pd.Series | list, kind: str = "
         raise ParameterError(
             f"an interval needs two or more finite values along the first axis, got shape {array.shape}."
         )
-    if kind not in ("seeds", "examples", "correlations"):
-        raise ParameterError(unknown("kind of interval", kind, ["seeds", "examples", "correlations"]))
+    if kind not in (*_ENDS, "correlations"):
+        raise ParameterError(unknown("kind of interval", kind, [*_ENDS, "correlations"]))
     if kind == "correlations":
         fisher = interval(np.arctanh(array.clip(-0.999, 0.999)))  # ±1 would be infinite there
         mean, low, high = np.tanh(fisher)
         return Interval(_plain(mean), _plain(low), _plain(high))
     mean = array.mean(axis=0)
-    low, high = _student(array) if kind == "seeds" else _bootstrap(array)
+    low, high = _ENDS[kind](array)
     return Interval(_plain(mean), _plain(low), _plain(high))
 
 
@@ -169,6 +175,68 @@ def _drawn_resamples(n: int) -> np.ndarray:
 
 
 _kept_resamples = functools.lru_cache(maxsize=4)(_drawn_resamples)  # drawing them costs more than all that follows
+
+
+def _wilson(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """The shares that the values do not refute: those that lie within Z of their own standard errors."""
+    _check_values(array, {0, 1}, "shares")
+    n = len(array)
+    share = array.mean(axis=0)
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def _tango(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """The mean differences that the values do not refute: those with a score within ±Z, found by halving."""
+    _check_values(array, {-1, 0, 1}, "differences")
+    n = len(array)
+    columns = array.reshape(n, -1)
+    better = (columns > 0).sum(axis=0)
+    worse = (columns < 0).sum(axis=0)
+    mean = (better - worse) / n
+    low = _crossing(better, worse, n, Z, np.full_like(mean, -1.0), mean)
+    high = _crossing(better, worse, n, -Z, mean, np.ones_like(mean))
+    return low.reshape(array.shape[1:]), high.reshape(array.shape[1:])
+
+
+def _crossing(
+    better: np.ndarray, worse: np.ndarray, n: int, score: float, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Where between low and high the score, which falls, is that one."""
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = _score(better, worse, n, middle) > score
+        low = np.where(above, middle, low)
+        high = np.where(above, high, middle)
+    return (low + high) / 2
+
+
+def _score(better: np.ndarray, worse: np.ndarray, n: int, difference: np.ndarray) -> np.ndarray:
+    """How many standard errors the mean lies above a true difference (Tango 1998, Statistics in Medicine 17).
+
+    The standard error is the likeliest one with that difference: `rare` is then the share of examples that only the
+    second model gets right.
+    """
+    linear = (2 * n - better + worse) * difference - better - worse
+    constant = -worse * difference * (1 - difference)
+    rare = (np.sqrt(np.maximum(linear**2 - 8 * n * constant, 0)) - linear) / (4 * n)
+    variance = n * (2 * rare + difference * (1 - difference))
+    return (better - worse - n * difference) / np.sqrt(np.maximum(variance, 1e-12))
+
+
+def _check_values(array: np.ndarray, allowed: set[int], kind: str) -> None:
+    found = set(np.unique(array).tolist())
+    if not found <= allowed:
+        raise ParameterError(f"an interval of {kind} takes values of {sorted(allowed)}, got {min(found - allowed):g}.")
+
+
+_ENDS = {
+    "seeds": _student,
+    "examples": _bootstrap,
+    "differences": _tango,
+    "shares": _wilson,
+}  # what gives the ends of every kind of interval of a mean
 
 
 def paired(table: pd.DataFrame, value: str, *, by: str | list[str], of: object, minus: object) -> pd.Series:

@@ -92,8 +92,9 @@ def test_a_copy_gives_nothing_whatever_the_order_of_its_units(plants, digits, se
     copy = own if seed is None else align.permute(spec, shuffle(spec, own, seed), own)
     found = rows(tuned(own, copy, digits, spec))
     for way in (*FROZEN, *MATCHED, "distilled ensemble", "regmean"):
-        for column in ("gain_points", "gain_points_low", "gain_points_high", "own_class_change", "quote_gain_points"):
+        for column in ("gain_points", "own_class_change", "quote_gain_points"):
             assert found[column][way] == 0, (way, column)
+        assert found.gain_points_low[way] == -found.gain_points_high[way], way
         assert found.gain_nats[way] == pytest.approx(0, abs=1e-4)
 
 
@@ -143,18 +144,25 @@ def test_gains_are_differences_example_by_example_to_the_own_network(plants, pla
     on_quote = train.logits(NET, stack.join(plants), quote.x)
     on_audit = train.logits(NET, stack.join(plants), audit.x)
     right = (on_audit.argmax(dim=-1) == audit.y).double()
-    points = base.interval(100 * (right[1] - right[0]), "examples")
+    change = right[1] - right[0]
+    points = 100 * np.array(base.interval(change, "differences"))
     temperatures = train.fit_temperatures(on_quote, quote.y).view(-1, 1, 1)
     logs = (on_audit / temperatures).log_softmax(dim=-1)
     of_truth = logs[:, torch.arange(len(audit)), audit.y]
     nats = base.interval((of_truth[1] - of_truth[0]).double(), "examples")
     best = train.evaluate(NET, stack.join(plants), quote).class_accuracy[0].argsort(descending=True, stable=True)[:5]
-    own = base.interval((100 * (right[1] - right[0]))[torch.isin(audit.y, best)], "examples")
+    own = 100 * np.array(base.interval(change[torch.isin(audit.y, best)], "differences"))
     for name, expected in {"gain_points": points, "gain_nats": nats, "own_class_change": own}.items():
         row = found.loc["the other's network", [name, f"{name}_low", f"{name}_high"]].tolist()
         assert row == pytest.approx(list(expected), abs=1e-4)
     before = (on_quote.argmax(dim=-1) == quote.y).double().mean(dim=1)
     assert found.quote_gain_points["the other's network"] == pytest.approx(100 * (before[1] - before[0]).item())
+
+
+def test_doing_nothing_is_known_to_change_nothing(plants_ways):
+    nothing = rows(plants_ways).loc["nothing"]
+    for name in ("gain_points", "gain_nats", "own_class_change"):
+        assert nothing[[name, f"{name}_low", f"{name}_high"]].tolist() == [0, 0, 0]
 
 
 def test_what_is_measured_elsewhere_is_measured_of_the_same_services(plants_ways, digits):

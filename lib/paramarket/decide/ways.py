@@ -335,7 +335,7 @@ def measure_ways(offers: Offers, split: Split | Sequence[Split]) -> Ways:
     differences = torch.cat(differences, dim=2)
     return Ways(
         offers=offers,
-        gain_points=_interval(100 * differences.double()),
+        gain_points=_points(differences),
         gain_nats=_interval(torch.cat(saved, dim=2)),
         own_class_change=_own_class_interval(differences, offers.own_classes.gather(1, y)),
         differences=differences,
@@ -496,7 +496,7 @@ def _offers(entries: dict[str, _Entry], found: list[_Tuned], x: Tensor) -> Offer
         services=tuple(services),
         own_classes=own_classes,
         temperatures=torch.cat([each.temperatures for each in found]),
-        quote_gain_points=_interval(100 * differences.double()),
+        quote_gain_points=_points(differences),
         quote_own_class_change=torch.cat([each.own_class_change for each in found]).numpy(),
         models=tuple(service.models for service in services),
         megabytes=tuple(service.megabytes for service in services),
@@ -537,6 +537,13 @@ def _interval(values: Float[Tensor, "P ways n"]) -> Interval:
     return interval(values.movedim(-1, 0), "examples")
 
 
+def _points(differences: Int[Tensor, "P ways n"]) -> Interval:
+    """In accuracy points [P, ways]. The first way is to do nothing: what it changes is known."""
+    mean, low, high = interval(differences.movedim(-1, 0), "differences")
+    low[:, 0] = high[:, 0] = 0
+    return Interval(100 * mean, 100 * low, 100 * high)
+
+
 def _own_class_interval(differences: Int[Tensor, "P ways n"], counted: Bool[Tensor, "P n"]) -> Interval:
     """Accuracy points on the examples that count, whose number may differ from pair to pair."""
     numbers = counted.sum(dim=1)
@@ -550,7 +557,7 @@ def _own_class_interval(differences: Int[Tensor, "P ways n"], counted: Bool[Tens
         rows = numbers == number
         some = differences[rows]
         chosen = some[counted[rows].unsqueeze(1).expand_as(some)].view(*some.shape[:2], -1)
-        found[:, rows.numpy()] = _interval(100 * chosen.double())
+        found[:, rows.numpy()] = _points(chosen)
     return Interval(*found)
 
 
