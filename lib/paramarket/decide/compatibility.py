@@ -140,7 +140,7 @@ def _barrier(line: list[_Scored]) -> float:
 
 
 def _mean_chances(net: nn.Module, a: Params, b: Params, split: Split) -> Float[Tensor, "1 n classes"]:
-    """Logarithms of the mean of both networks' probabilities, each calibrated first: the surer one is not heard more."""
+    """Logarithms of the mean of both networks' probabilities, each calibrated first: none is heard more."""
     logs = _calibrated(train.logits(net, stack.join([a, b]), split.x), split).log_softmax(dim=-1)
     return logs.logsumexp(dim=0, keepdim=True) - math.log(2)
 

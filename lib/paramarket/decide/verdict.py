@@ -262,7 +262,7 @@ def _is_a_purchase(way: str) -> bool:
 
 
 def _value(best: _Best, gain: Interval, audit: Split, business: Business) -> float:
-    """The most that a purchase may cost the buyer, with the fee; 0 where nothing is bought, or nothing may be gained."""
+    """The most that a purchase may cost the buyer, fee included; 0 where nothing is bought, or the gain may be none."""
     if not _is_a_purchase(best.way) or gain.low <= 0:
         return 0.0
     return _returns(best, gain, audit, business).net.mean
