@@ -219,6 +219,100 @@ def symmetries(names: Sequence[str], out: Path) -> None:
 
 
 @cli.command()
+@click.argument("model_a", type=click.Path(path_type=Path))
+@click.argument("model_b", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    "source",
+    required=True,
+    help="Labelled examples that neither network has seen: a folder with a folder of images a class, an .npz, or a "
+    ".csv with a column `label`; or the name of a set (mnist-5k).",
+)
+@click.option(
+    "--architecture",
+    default="mlp",
+    show_default=True,
+    help="mlp, resnet18, or module:factory, which imports and RUNS that code: factory(number of classes) is the net.",
+)
+@click.option("--architecture-b", help="Of the second network, if it is another one.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("decision"),
+    show_default=True,
+    help="Folder for term_sheet.html and term_sheet.json.",
+)
+@click.option("--quick", is_flag=True, help="Only the five ways that take least time.")
+@click.option("--value-per-point", type=float, help="What an accuracy point is worth, for 1,000 units.  [default: 20]")
+@click.option("--units-per-year", type=float, help="Units that the networks judge.  [default: 2,500,000]")
+@click.option("--hour-rate", type=float, help="Of an hour of work.  [default: 80]")
+@click.option("--label-cost", type=float, help="Of one labelled example.  [default: 0.5]")
+@click.option("--currency", help="Its sign or name.  [default: €]")
+@click.option(
+    "--max-class-loss",
+    type=click.FloatRange(0, 100),
+    default=1.0,
+    show_default=True,
+    help="Accuracy points that the classes which A does best may lose.",
+)
+@click.option(
+    "--prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of these classes among the examples to come.  [default: as in the data]",
+)
+@click.option(
+    "--contract-cost",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of running a contract on predictions, per 100 examples, of which a right one earns 1.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw.")
+def decide(
+    model_a: Path,
+    model_b: Path,
+    source: str,
+    architecture: str,
+    architecture_b: str | None,
+    out: Path,
+    quick: bool,
+    max_class_loss: float,
+    prior: float | None,
+    contract_cost: float,
+    seed: int,
+    **amounts: float | str | None,
+) -> None:
+    """Should A, who has MODEL_A, use MODEL_B: how, at what price, and how back out? Writes a term sheet.
+
+    Both files are safetensors, as `stack.save` writes them. About half a minute for small networks.
+    """
+    from paramarket import data, stack
+    from paramarket import decide as room
+
+    business = room.Business(**{name: value for name, value in amounts.items() if value is not None})
+    images = data.load(source) if source in data.NAMES else data.from_files(source)
+    if source not in data.NAMES:
+        images = room.for_both(images, model_a, model_b)
+    pair = room.load_pair(model_a, model_b, images, architecture=architecture, architecture_b=architecture_b)
+    found = room.examine(
+        pair,
+        images,
+        business,
+        seed=seed,
+        max_class_loss=max_class_loss,
+        prior=prior,
+        contract_cost=contract_cost,
+        only=room.QUICK_WAYS if quick else None,
+    )
+    buyer = room.Party("A", str(model_a), stack.content_hash(pair.a))
+    seller = room.Party("B", str(model_b), stack.content_hash(pair.b))
+    page = room.write_term_sheet(out, room.draw_up(found, business, buyer=buyer, seller=seller))
+    click.echo(room.ways_in_words(found))
+    click.echo(f"\n{room.ANSWERS[found.recommendation]}. {found.reason}")
+    click.echo(f"Open {page}")
+
+
+@cli.command()
 @click.option("--device", default="cuda", show_default=True, help="What is held against the CPU; cpu: a dry run.")
 def gpu(device: str) -> None:
     """Check every path that takes a device against the CPU, and print how fast both are.

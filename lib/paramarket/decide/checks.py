@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from paramarket import align, stack, train
 from paramarket.align import PermutationSpec
 from paramarket.base import interval
-from paramarket.data import Dataset, Split, torchvision
+from paramarket.data import Dataset, Split, concat, for_network, torchvision
 from paramarket.decide.pilot import pilot_examples
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError
 from paramarket.stack import Params
@@ -66,10 +67,28 @@ def load_pair(
     for net, params, path in ((net_a, a, path_a), (net_b, b, path_b)):
         stack.check(net, stack.join([params]), f"{path} and its architecture")
         _check_answers(net, params, images, path)
-    if _shapes(a) != _shapes(b) or str(net_a) != str(net_b):
+    if str(net_a) != str(net_b):
         return Pair(net_a, a, net_b, b, None, "two architectures: only predictions can be shared")
     spec, reason = _symmetry(net_a, images.quote)
     return Pair(net_a, a, net_a, b, spec, reason)
+
+
+def for_both(images: Dataset, path_a: Path | str, path_b: Path | str) -> Dataset:
+    """Own images, none of which either network has seen, as a decision uses them and as the networks expect them.
+
+    What the first card says of normalisation and classes is done to the images; the second must agree (`load_pair`).
+    Own files are cut into two parts only: train joins quote, where ways are tuned and chosen, and test joins audit.
+    """
+    card = stack.card_of(path_a) or stack.card_of(path_b)
+    if {"mean", "std", "classes"} <= set(card):
+        try:
+            mean, std = (torch.tensor(json.loads(card[name]), dtype=torch.float32) for name in ("mean", "std"))
+            classes = [str(name) for name in json.loads(card["classes"])]
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"{path_a} has a card that cannot be read ({error}).") from error
+        images = for_network(images, mean, std, classes)
+    quote, audit = concat(images.train, images.quote), concat(images.audit, images.test)
+    return replace(images, quote=quote, audit=audit)
 
 
 def known_answers(net: nn.Module, params: Params, split: Split, classes: Sequence[str], name: str) -> None:
@@ -179,10 +198,6 @@ def _check_answers(net: nn.Module, params: Params, images: Dataset, path: Path |
         raise WeightsError(
             f"{path} answers with {answers.shape[-1]} numbers, and the data have {len(images.classes)} classes."
         )
-
-
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in params.items()}
 
 
 def _symmetry(net: nn.Module, quote: Split) -> tuple[PermutationSpec | None, str]:

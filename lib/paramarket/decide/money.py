@@ -328,6 +328,11 @@ def signed_contract(
     return Signed(usual, float(np.mean([label == usual for label in again])))
 
 
+def check_business(business: Business) -> None:
+    """ParameterError, by name, for a number that is not finite or out of range."""
+    _check(_numbers(business))
+
+
 def _numbers(business: Business) -> dict[str, float]:
     numbers = business._asdict()
     del numbers["currency"]

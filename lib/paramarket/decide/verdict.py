@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from paramarket import base, stack, train
 from paramarket.base import Interval, interval
-from paramarket.data import Split
+from paramarket.data import Dataset, Split
 from paramarket.decide.checks import Pair, enough_examples, known_answers
 from paramarket.decide.compatibility import Compatibility, compatibility
 from paramarket.decide.forecast import forecast, pair_measurements
@@ -22,6 +22,7 @@ from paramarket.decide.money import (
     Roi,
     Safeguards,
     Signed,
+    check_business,
     exchange,
     price_band,
     roi,
@@ -92,9 +93,7 @@ class Decision(NamedTuple):
 
 def examine(
     pair: Pair,
-    quote: Split,
-    audit: Split,
-    classes: Sequence[str],
+    images: Dataset,
     business: Business,
     *,
     seed: int,
@@ -105,14 +104,16 @@ def examine(
 ) -> Decision:
     """Should A use B's network: how, at what price? Everything is tuned and chosen on quote, and measured on audit.
 
-    pair: two networks as `load_pair` gives them · classes: names, in the networks' order · max_class_loss: points that
-    A's own classes may lose · prior: the share of A's own classes among the examples to come; None: as on audit
+    pair: two networks as `load_pair` gives them · images: their quote and audit · max_class_loss: points that A's own
+    classes may lose · prior: the share of A's own classes among the examples to come; None: as on audit
     contract_cost: of running a contract on predictions, per 100 examples, of which a right one earns 1 · only: names of
     ways, for less work (`QUICK_WAYS`)
     Raises what `known_answers`, `enough_examples`, `tune_ways` and `roi` raise, before the long work begins.
     """
     if prior is not None and not 0 < prior < 1:
         raise ParameterError(f"prior = {prior}, expected a share between 0 and 1.")
+    check_business(business)
+    quote, audit, classes = images.quote, images.audit, images.classes
     with tqdm(total=5, desc="examining", disable=not base.is_watched()) as bar:
         known_answers(pair.net_a, pair.a, quote, classes, "A's network")
         known_answers(pair.net_b, pair.b, quote, classes, "B's network")
@@ -328,6 +329,16 @@ def _table(best: _Best, buyer: str) -> pd.DataFrame:
 
 def _interval_of(row: pd.Series, name: str) -> Interval:
     return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def ways_in_words(decision: Decision) -> str:
+    """All ways of the buyer as lines of text, the one to take marked."""
+    lines = [f"  {'way':34} {'points':>22} {'own classes':>12}  networks  leaves the seller"]
+    for row in decision.ways.query("buyer == 'A'").itertuples():
+        mark = "→" if row.way == decision.best_way else " "
+        gain = f"{row.gain_points:+.1f} [{row.gain_points_low:+.1f}, {row.gain_points_high:+.1f}]"
+        lines.append(f"{mark} {row.way:34} {gain:>22} {row.own_class_change:+12.1f}  {row.models:8}  {row.leaks}")
+    return "\n".join(lines)
 
 
 def draw_up(
