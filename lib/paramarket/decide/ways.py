@@ -29,6 +29,7 @@ from paramarket.merge import MergeMethod
 from paramarket.stack import Stack
 
 POINTS = 9  # shares of the other network to try: 0, 1/8, …, 1
+FEW_POINTS = 5  # where a candidate takes longer: 0, 1/4, …, 1
 FOLDS = 4  # parts of quote: each is judged by what was tuned on the others
 STEPS = 50  # of a router, and of a student
 EPOCHS = (0, 1, 2, 4, 8)  # on the labels of quote: the number to take is tuned
@@ -36,8 +37,8 @@ BATCH = 64  # examples in a step of training on labels
 LEARNING_RATE = 1e-3
 ROUTER_SETTINGS = {"lr": 5e-3, "weight_decay": 0.1, "schedule": "constant"}  # those of `specialists.fit_router`
 CLEAR = 1.96  # standard errors: what is saved by more is clear of chance
-AT_ONCE = 2**23  # numbers that the examples and models of the pairs tuned at once take, about
-TEMPERATURES = [2 ** (k / 6) for k in range(-18, 19)]  # to calibrate candidates: from 1/8 to 8
+AT_ONCE = 2**23  # numbers, about, in the examples and models of the pairs that are tuned at once
+TEMPERATURES = [2 ** (k / 4) for k in range(-12, 13)]  # to calibrate candidates: from 1/8 to 8
 
 Leak = Literal["weights", "probabilities", "nothing"]
 Needs = Literal["answers", "one architecture", "one MLP"]
@@ -83,9 +84,14 @@ class Cases:
         return self.x if _is_shared(self.x) else self.x.repeat_interleave(self.parts, dim=0)
 
     @cached_property
+    def each(self) -> list[tuple[int, Bool[Tensor, " n"]]]:
+        """For every case its pair, and the examples that it may tune on."""
+        return [(pair, kept) for pair, some in enumerate(self.kept) for kept in some]
+
+    @cached_property
     def splits(self) -> list[Split]:
         """What each case may tune on."""
-        return [self.split(pair, self.kept[pair, part]) for pair, part in np.ndindex(*self.kept.shape[:2])]
+        return [self.split(pair, kept) for pair, kept in self.each]
 
     def split(self, pair: int, kept: Bool[Tensor, " n"]) -> Split:
         """Some examples of one pair's quote."""
@@ -291,10 +297,11 @@ def tune_ways(
         raise ShapeError(f"{stack.count(other)} other networks for {pairs} buyers: expected one for each.")
     entries = _chosen(_offered(net, spec), only)
     x, y = _examples(quote, pairs)
-    _check_labels(y, stack.forward(net, stack.take(own, slice(1)), x if _is_shared(x) else x[0]).shape[-1])
+    example = x[:1] if _is_shared(x) else x[0, :1]
+    _check_labels(y, stack.forward(net, stack.take(own, slice(1)), example).shape[-1])
     fold = _folds(y, seed)
     kept = _kept(fold)
-    at_once = _pairs_at_once(own, x, y)
+    at_once = _pairs_at_once(own, other, x)
     steps = len(entries) * math.ceil(pairs / at_once)
     found = []
     with tqdm(total=steps, desc="tuning ways", leave=False, delay=1, disable=not is_watched()) as bar:
@@ -403,11 +410,11 @@ def _check_labels(y: Int[Tensor, "P n"], classes: int) -> None:
         raise DataError(f"label {int(y.max())} in a split for networks with {classes} classes.")
 
 
-def _pairs_at_once(own: Stack, x: Tensor, y: Tensor) -> int:
+def _pairs_at_once(own: Stack, other: Stack, x: Tensor) -> int:
     """So many that neither their models nor their examples take much memory."""
-    weights = sum(tensor[0].numel() for tensor in own.values())
-    features = x[0].numel() if _is_shared(x) else x[0, 0].numel()
-    return max(1, AT_ONCE // ((1 + FOLDS) * (y.shape[1] * features + 10 * weights)))
+    weights = stack.vectors(stack.take(own, slice(1))).numel() + stack.vectors(stack.take(other, slice(1))).numel()
+    examples = x.numel() if _is_shared(x) else x[0].numel()
+    return max(1, AT_ONCE // ((1 + FOLDS) * (examples + 5 * weights)))
 
 
 def _folds(y: Int[Tensor, "P n"], seed: int) -> Int[Tensor, "P n"]:
@@ -712,29 +719,35 @@ def _mixture_answers(
     """
     mixtures, units = len(weights), stack.leading(lineups, 3)[2]
     batch = max(1, block // (units * mixtures))
-    turn = max(1, batch // x.shape[-2])
+    turn = max(1, batch // x.shape[0 if _is_shared(x) else 1])
     answers = []
     for start in range(0, stack.count(lineups), turn):
         some = stack.take(lineups, slice(start, start + turn))
-        mixed = stack.flat(market.mix_layers(some, weights.expand(stack.count(some), *weights.shape)))
         own_x = x if _is_shared(x) else x[start : start + turn]
-        parts = own_x.split(batch, dim=0 if _is_shared(x) else 1)
-        said = [_mixture_logits(net, some, mixed, weights, part) for part in parts]
-        answers.append(torch.cat(said, dim=1).unflatten(0, (-1, mixtures)))
+        answers.append(_answers_of_some(net, some, weights, own_x, batch))
     return torch.cat(answers)
 
 
-def _mixture_logits(
-    net: nn.Module, lineups: Stack, mixed: Stack, weights: Float[Tensor, "J layers 2"], x: Tensor
-) -> Float[Tensor, "KJ n classes"]:
+def _answers_of_some(
+    net: nn.Module, lineups: Stack, weights: Float[Tensor, "J layers 2"], x: Tensor, batch: int
+) -> Float[Tensor, "K J n classes"]:
+    number, shared = stack.count(lineups), _is_shared(x)
+    weights = weights.expand(number, *weights.shape)
     first = stack.split_first(net)
     if first is None:
-        return _answers(net, mixed, x if _is_shared(x) else x.repeat_interleave(len(weights), dim=0))
-    x = x.flatten(1) if _is_shared(x) else x.flatten(2).repeat_interleave(2, dim=0)
-    products = stack.linear(net, stack.flat(lineups), first.name, x).unflatten(0, (-1, 2))
-    said = weights[:, 0].to(products) @ products.flatten(2)
-    said = said.unflatten(2, products.shape[2:]).flatten(0, 1)
-    return stack.apply(first.rest, mixed, said, shared=False, training=False).float().cpu()
+        mixed = stack.flat(market.mix_layers(lineups, weights))
+        answers = _answers(net, mixed, x if shared else x.repeat_interleave(weights.shape[1], dim=0))
+        return answers.unflatten(0, (number, -1))
+    rest = {name: tensor for name, tensor in lineups.items() if stack.layer_of(name) != first.name}
+    mixed = stack.flat(market.mix_layers(rest, weights[:, :, 1:]))
+    answers = []
+    for part in x.split(batch, dim=0 if shared else 1):
+        part = stack.place(part, lineups)
+        read = part.flatten(1) if shared else part.flatten(2).repeat_interleave(2, dim=0)
+        products = stack.linear(net, stack.flat(lineups), first.name, read).unflatten(0, (number, 2))
+        said = (weights[:, :, 0].to(products) @ products.flatten(2)).unflatten(2, products.shape[2:])
+        answers.append(stack.apply(first.rest, mixed, said.flatten(0, 1), shared=False, training=False))
+    return torch.cat(answers, dim=1).float().cpu().unflatten(0, (number, -1))
 
 
 def _log_chances(
@@ -782,13 +795,13 @@ def _repaired(cases: Cases) -> Service:
     paths = []
     for k, split in enumerate(cases.splits):
         ends = stack.take(own, k), stack.take(cases.matched, k)
-        paths.append(merge.repaired_path(cases.net, cases.spec, *ends, split.x, points=5))
+        paths.append(merge.repaired_path(cases.net, cases.spec, *ends, split.x, points=FEW_POINTS))
     return _best_models(cases, stack.join(paths))
 
 
 def _by_layers(cases: Cases) -> Service:
     """A share of the other network in all layers, or in one layer alone."""
-    shares = torch.linspace(0, 1, POINTS)[1:].tolist()
+    shares = torch.linspace(0, 1, FEW_POINTS)[1:].tolist()
     weights = market.purchase_weights(shares, len(stack.layers(cases.own)), parts="layers")
     return _best_mixtures(cases, _side_by_side(cases.repeat(cases.own), cases.matched), weights)
 
@@ -868,35 +881,30 @@ def _routed_by_layers(cases: Cases) -> Service:
 
 def _streams(cases: Cases, purpose: str) -> list[torch.Generator]:
     """One a case; those of one pair are those of another."""
-    return [stream(cases.seed, purpose, part) for _, part in np.ndindex(*cases.kept.shape[:2])]
-
-
-def _pairs_and_kept(cases: Cases) -> list[tuple[int, Bool[Tensor, " n"]]]:
-    """For every case its pair, and what it may tune on."""
-    return [(pair, cases.kept[pair, part]) for pair, part in np.ndindex(*cases.kept.shape[:2])]
+    return [stream(cases.seed, purpose, k % cases.parts) for k in range(len(cases.each))]
 
 
 def _distilled(cases: Cases) -> Service:
     """The own network trained on to say what the ensemble says (Hinton et al. 2015); labels only tune the ensemble."""
     students = cases.repeat(cases.own)
-    chances = _blended(cases.log_chances.unsqueeze(2), cases.share[..., None, None]).exp().flatten(0, 1)
-    learners = cases.share.flatten().nonzero().flatten().tolist()  # who uses nothing has nothing to learn
-    if learners:
-        lessons = [
-            Split(split.x, chances[k, kept])
-            for k, (split, (_, kept)) in enumerate(zip(cases.splits, _pairs_and_kept(cases), strict=True))
-        ]
+    learners = cases.share.flatten().nonzero().flatten()  # who uses nothing of the other has nothing to learn
+    if len(learners):
+        chances = _blended(cases.log_chances.unsqueeze(2), cases.share[..., None, None]).exp().flatten(0, 1)
         orders = _streams(cases, "distil")
+        lessons = []
+        for k in learners.tolist():
+            _, kept = cases.each[k]
+            lessons.append(Split(cases.splits[k].x, chances[k, kept]))
         fit = train.fit(
             cases.net,
             stack.take(students, learners),
-            [lessons[k] for k in learners],
+            lessons,
             steps=STEPS,
             lr=LEARNING_RATE,
-            generators=[orders[k] for k in learners],
+            generators=[orders[k] for k in learners.tolist()],
         )
         students = stack.map(
-            lambda tensor, learnt: tensor.index_copy(0, torch.tensor(learners), learnt), students, fit.stack
+            lambda before, learnt: before.index_copy(0, learners.to(before.device), learnt), students, fit.stack
         )
     return _single(cases.net, students, _labels(cases))
 
