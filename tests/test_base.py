@@ -91,6 +91,11 @@ def test_the_ends_for_differences_are_where_the_score_says_so(each):
         assert (better - worse - n * end) / error == pytest.approx(score, abs=0.01)
 
 
+def test_a_published_interval_for_differences():
+    # airway reactivity in 21 children, (a, b, c, d) = (1, 1, 7, 12) (Fagerland et al. 2014): -.517 to -.026
+    assert base.interval(answers(1, 7, 13), "differences") == pytest.approx((-6 / 21, -0.517, -0.026), abs=5e-4)
+
+
 @given(counts)
 def test_differences_the_other_way_round_have_the_mirrored_interval(each):
     better, worse, same = each

@@ -2,6 +2,15 @@
 
 from paramarket.decide.checks import Pair, enough_examples, known_answers, load_pair
 from paramarket.decide.compatibility import NEGLIGIBLE_BARRIER, NEGLIGIBLE_LOSS, Compatibility, compatibility
+from paramarket.decide.forecast import (
+    Forecast,
+    PairMeasurements,
+    fit_forecast,
+    forecast,
+    pair_measurements,
+    read_forecast,
+    write_forecast,
+)
 from paramarket.decide.money import (
     Band,
     Business,
@@ -26,6 +35,15 @@ from paramarket.decide.pilot import (
     pilot_examples,
     pilot_power,
 )
+from paramarket.decide.simulation import (
+    Simulated,
+    coverage,
+    coverage_summary,
+    fit_on_simulated,
+    measure_simulated,
+    simulate_pairs,
+    tune_simulated,
+)
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
 from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
@@ -39,35 +57,49 @@ __all__ = [
     "ConfidenceSequence",
     "Exchange",
     "Flip",
+    "Forecast",
     "Offers",
     "Pair",
+    "PairMeasurements",
     "Party",
     "Pilot",
     "Roi",
     "Safeguards",
     "Service",
     "Signed",
+    "Simulated",
     "Term",
     "Way",
     "Ways",
     "compatibility",
     "confidence_sequence",
+    "coverage",
+    "coverage_summary",
     "drift_alarm",
     "enough_examples",
     "exchange",
+    "fit_forecast",
+    "fit_on_simulated",
+    "forecast",
     "known_answers",
     "load_pair",
+    "measure_simulated",
     "measure_ways",
+    "pair_measurements",
     "pilot",
     "pilot_examples",
     "pilot_power",
     "price_band",
+    "read_forecast",
     "recommend",
     "roi",
     "safeguards",
     "signed_contract",
+    "simulate_pairs",
     "term_sheet",
+    "tune_simulated",
     "tune_ways",
     "valuation",
+    "write_forecast",
     "write_term_sheet",
 ]

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 
-from paramarket import data, stack, train
-from paramarket.base import stream, whole_number
+from paramarket import align, data, stack, train
+from paramarket.base import Interval, interval, stream, whole_number
 from paramarket.data import Split
+from paramarket.decide.forecast import Forecast, PairMeasurements, fit_forecast, forecast, pair_measurements
+from paramarket.decide.ways import Offers, Ways, measure_ways, recommend, tune_ways
 from paramarket.stack import Stack
 
 HIDDEN = 24  # units of every network
@@ -21,6 +24,17 @@ IMAGES = 250  # of quote, and of audit, for every pair
 SELLERS = ("other half", "same half", "all kinds", "shuffled labels", "untrained")
 SHARES = (0.5, 0.2, 0.14, 0.08, 0.08)  # of pairs with such a seller
 SHUFFLED = 0.9  # of the labels replaced by one of the nine others: what is left says nothing of the truth
+WAYS = (  # that are tuned for many pairs at once
+    "the other's network",
+    "averaged, matched by weights",
+    "output ensemble",
+    "routed by answers",
+    "distilled ensemble",
+    "trained on quote's labels",
+)
+MAX_CLASS_LOSS = 1.0  # accuracy points that a way may cost on the buyer's own classes
+NOTHING = "nothing"
+ROUNDING = 1e-9  # points
 
 
 class Simulated(NamedTuple):
@@ -72,6 +86,121 @@ def simulate_pairs(pairs: int, *, seed: int) -> Simulated:
     quote = [_draw_images(population, stream(seed, "simulated quote", k)) for k in range(pairs)]
     audit = [_draw_images(population, stream(seed, "simulated audit", k)) for k in range(pairs)]
     return Simulated(rows, net, own, other, quote, audit, population)
+
+
+def tune_simulated(simulated: Simulated, *, seed: int) -> Offers:
+    """The ways that are tuned for many pairs at once (WAYS), on the quote of each."""
+    spec = align.permutation_spec(simulated.net, simulated.population.x[:1])
+    return tune_ways(
+        simulated.net,
+        spec,
+        simulated.own,
+        simulated.other,
+        simulated.quote,
+        seed=seed,
+        max_class_loss=MAX_CLASS_LOSS,
+        only=WAYS,
+    )
+
+
+def measure_simulated(simulated: Simulated) -> PairMeasurements:
+    """What the two of every pair answer to the images of its quote, without the labels."""
+    x = torch.stack([split.x for split in simulated.quote])
+    return pair_measurements(simulated.net, simulated.own, simulated.other, x)
+
+
+def fit_on_simulated(simulated: Simulated, offers: Offers, *, seed: int) -> Forecast:
+    """The forecast that these pairs teach (see `fit_forecast`); seed: that they were drawn with."""
+    truth = measure_ways(offers, simulated.population)
+    way = _recommended(offers)
+    return fit_forecast(measure_simulated(simulated), _of(truth.gain_points.mean, way), seed=seed)
+
+
+def coverage(simulated: Simulated, offers: Offers) -> pd.DataFrame:
+    """What we say about every pair, and the truth: one row a pair, the columns of `simulated.rows` first.
+
+    All gains are accuracy points; `_low` and `_high` are the ends of the 95 % interval.
+    way, gain_points, true_gain_points: the recommended way, its gain on audit, its gain on the population
+    true_own_class_change: what it truly costs on the buyer's own classes
+    forecast_points: what was forecast of that gain
+    naive_way, naive_gain_points, naive_true_gain_points: the way with the largest gain on audit, told by the same
+    audit, which is the winner's curse
+    oracle_way, oracle_gain_points: the way with the largest true gain · decision_loss_points: how much more it is than
+    the recommended way's
+    All three choices leave out what costs more than one point on the buyer's own classes: on quote, on audit, in
+    truth. A recommended way may do so in truth; its decision loss can then be negative.
+    """
+    audit = measure_ways(offers, simulated.audit)
+    truth = measure_ways(offers, simulated.population)
+    way = _recommended(offers)
+    naive = _largest(audit)
+    oracle = _largest(truth)
+    told = forecast(measure_simulated(simulated))
+    names = np.array(offers.way)
+    true_gain = _of(truth.gain_points.mean, way)
+    oracle_gain = _of(truth.gain_points.mean, oracle)
+    return simulated.rows.assign(
+        way=names[way],
+        **_gains(audit, way).columns("gain_points"),
+        true_gain_points=true_gain,
+        true_own_class_change=_of(truth.own_class_change.mean, way),
+        **told.columns("forecast_points"),
+        naive_way=names[naive],
+        **_gains(audit, naive).columns("naive_gain_points"),
+        naive_true_gain_points=_of(truth.gain_points.mean, naive),
+        oracle_way=names[oracle],
+        oracle_gain_points=oracle_gain,
+        decision_loss_points=oracle_gain - true_gain,
+    )
+
+
+def coverage_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """How often each interval of a `coverage` table holds the truth: one row a kind of interval.
+
+    interval: "gain" (of the recommended way), "forecast", "naive" · over: "all" pairs, or only those "with a way":
+    where doing nothing is advised, its gain is 0, which is trivially covered · pairs: how many these are
+    coverage: a share, with its 95 % interval (Wilson) · bias_points: what was told less the truth, on average
+    width_points: of the intervals, on average
+    Raises ParameterError for a table with fewer than two such pairs.
+    """
+    trade = table[table.way != NOTHING]
+    naive_trade = table[table.naive_way != NOTHING]
+    judged = [
+        ("gain", "with a way", trade, "gain_points", "true_gain_points"),
+        ("gain", "all", table, "gain_points", "true_gain_points"),
+        ("forecast", "with a way", trade, "forecast_points", "true_gain_points"),
+        ("forecast", "all", table, "forecast_points", "true_gain_points"),
+        ("naive", "with a way", naive_trade, "naive_gain_points", "naive_true_gain_points"),
+        ("naive", "all", table, "naive_gain_points", "naive_true_gain_points"),
+    ]
+    rows = []
+    for kind, over, pairs, told, truth in judged:
+        low, high = pairs[f"{told}_low"], pairs[f"{told}_high"]
+        covered = (low <= pairs[truth] + ROUNDING) & (pairs[truth] <= high + ROUNDING)
+        row = {"interval": kind, "over": over, "pairs": len(pairs)}
+        row |= interval(covered.to_numpy(dtype=float), "shares").columns("coverage")
+        row |= {"bias_points": (pairs[told] - pairs[truth]).mean(), "width_points": (high - low).mean()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _recommended(offers: Offers) -> Int[np.ndarray, " P"]:
+    return np.array([offers.way.index(name) for name in recommend(offers, MAX_CLASS_LOSS)])
+
+
+def _largest(ways: Ways) -> Int[np.ndarray, " P"]:
+    """The way with the largest gain of those that do no harm; of equal ones the first, so that nothing comes first."""
+    harmless = ways.own_class_change.mean >= -MAX_CLASS_LOSS - ROUNDING
+    return np.where(harmless, ways.gain_points.mean, -np.inf).argmax(axis=1)
+
+
+def _of(values: Float[np.ndarray, "P ways"], way: Int[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
+    """Every pair's value of its way."""
+    return values[np.arange(len(way)), way]
+
+
+def _gains(ways: Ways, way: Int[np.ndarray, " P"]) -> Interval:
+    return Interval(*(_of(part, way) for part in ways.gain_points))
 
 
 class _Drawn(NamedTuple):
