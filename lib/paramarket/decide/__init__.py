@@ -1,6 +1,6 @@
 """From two checkpoints to a decision: can they be combined, and in which way; try it first, and watch it after."""
 
-from paramarket.decide.checks import Pair, enough_examples, known_answers, load_pair
+from paramarket.decide.checks import Pair, enough_examples, for_both, known_answers, load_pair
 from paramarket.decide.compatibility import NEGLIGIBLE_BARRIER, NEGLIGIBLE_LOSS, Compatibility, compatibility
 from paramarket.decide.forecast import (
     Forecast,
@@ -45,16 +45,20 @@ from paramarket.decide.simulation import (
     tune_simulated,
 )
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
+from paramarket.decide.verdict import ANSWERS, QUICK_WAYS, Decision, draw_up, examine, gain_to_come, ways_in_words
 from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
 __all__ = [
+    "ANSWERS",
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
+    "QUICK_WAYS",
     "Band",
     "Business",
     "Cases",
     "Compatibility",
     "ConfidenceSequence",
+    "Decision",
     "Exchange",
     "Flip",
     "Forecast",
@@ -75,12 +79,16 @@ __all__ = [
     "confidence_sequence",
     "coverage",
     "coverage_summary",
+    "draw_up",
     "drift_alarm",
     "enough_examples",
+    "examine",
     "exchange",
     "fit_forecast",
     "fit_on_simulated",
+    "for_both",
     "forecast",
+    "gain_to_come",
     "known_answers",
     "load_pair",
     "measure_simulated",
@@ -100,6 +108,7 @@ __all__ = [
     "tune_simulated",
     "tune_ways",
     "valuation",
+    "ways_in_words",
     "write_forecast",
     "write_term_sheet",
 ]

@@ -64,7 +64,7 @@ class Forecast(NamedTuple):
 
 @torch.no_grad()
 def pair_measurements(
-    net: nn.Module, own: Stack, other: Stack, x: Float[Tensor, "*P n ..."], other_net: nn.Module | None = None
+    net: nn.Module, own: Stack, other: Stack, x: Tensor, other_net: nn.Module | None = None
 ) -> PairMeasurements:
     """Ask both networks of P pairs about images, and compare what they say. No label is needed, nothing is merged.
 

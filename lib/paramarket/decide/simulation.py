@@ -184,6 +184,23 @@ def coverage_summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def coverage_lines(table: pd.DataFrame) -> list[str]:
+    """The summary of a `coverage` table in plain sentences, as they are printed."""
+    lines = [f"{len(table)} pairs; for {(table.way != NOTHING).sum()} of them a way is recommended."]
+    for row in coverage_summary(table).itertuples():
+        covered = f"{row.coverage:.1%} ({row.coverage_low:.1%} to {row.coverage_high:.1%})"
+        told = f"{row.width_points:.1f} points wide, told less true {row.bias_points:+.2f} points"
+        lines.append(f"The interval of the {row.interval} covers {covered} of {row.pairs} pairs, {row.over}: {told}.")
+    recommended = table.true_gain_points.mean()
+    best = table.oracle_gain_points.mean()
+    lines.append(f"The recommended way truly gains {recommended:.2f} points on average, the best one {best:.2f}.")
+    mean, low, high = interval(table.decision_loss_points)
+    lines.append(f"Decision loss against the oracle: {mean:.2f} points ({low:.2f} to {high:.2f}).")
+    harm = (table.true_own_class_change < -MAX_CLASS_LOSS - ROUNDING).mean()
+    lines.append(f"{harm:.1%} of the advice truly costs more than one point on the buyer's own classes.")
+    return lines
+
+
 def _recommended(offers: Offers) -> Int[np.ndarray, " P"]:
     return np.array([offers.way.index(name) for name in recommend(offers, MAX_CLASS_LOSS)])
 
