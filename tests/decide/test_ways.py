@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis.strategies import integers
 from orders import shuffle, spec_of
 
-from paramarket import align, base, data, decide, stack, train
+from paramarket import align, base, data, decide, market, stack, train
 from paramarket.decide import ways as file
 from paramarket.errors import DataError, ParameterError, ShapeError, WeightsError
 
@@ -375,3 +375,29 @@ def test_folds_part_the_examples_and_deal_each_class_out_evenly(seed, n, pairs):
     kept = file._kept(fold)
     assert kept[:, 0].all()
     assert ((~kept).sum(dim=1) == 1).all()  # everybody is left out once
+
+
+@pytest.mark.parametrize("net", [NET, stack.vit(1, 8, 10, units=8, heads=2, blocks=1)], ids=["mlp", "transformer"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("block", [1, 2**19])
+def test_mixtures_answer_as_the_mixed_networks_do(net, shared, block, digits):
+    models = stack.init(net, 6, seed=0)
+    lineups = stack.unflat(models, (3, 2))
+    weights = market.purchase_weights([0.5, 1.0], len(stack.layers(models)), parts="layers")
+    x = digits.quote.x[:5] if shared else digits.quote.x[:15].unflatten(0, (3, 5))
+    found = file._mixture_answers(net, lineups, weights, x, block=block)
+    for k in range(3):
+        mixed = market.mix_layers(stack.take(lineups, slice(k, k + 1)), weights.unsqueeze(0))
+        expected = stack.forward(net, stack.take(mixed, 0), x if shared else x[k])
+        assert torch.allclose(found[k], expected, atol=1e-5)
+
+
+def test_transformers_are_combined_like_any_other_network(digits):
+    net = stack.vit(1, 8, 10, units=8, heads=2, blocks=1)
+    own, other = stack.init(net, 1, seed=0), stack.init(net, 1, seed=1)
+    spec = align.permutation_spec(net, digits.quote.x[:1])
+    offers = decide.tune_ways(net, spec, own, other, digits.quote, seed=0)
+    assert set(offers.way) >= {"averaged, matched by weights", "ties", "regmean", "output ensemble", LABELS}
+    assert "routed by layers" not in offers.way
+    assert offers.leaks[offers.way.index("ties")] == "weights"
+    assert len(decide.recommend(offers)) == 1
