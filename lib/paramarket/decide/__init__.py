@@ -36,6 +36,7 @@ from paramarket.decide.pilot import (
     pilot_power,
 )
 from paramarket.decide.simulation import (
+    WAYS,
     Simulated,
     coverage,
     coverage_summary,
@@ -45,14 +46,25 @@ from paramarket.decide.simulation import (
     tune_simulated,
 )
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
-from paramarket.decide.verdict import ANSWERS, QUICK_WAYS, Decision, draw_up, examine, gain_to_come, ways_in_words
+from paramarket.decide.verdict import (
+    ANSWERS,
+    LABELS,
+    QUICK_WAYS,
+    Decision,
+    draw_up,
+    examine,
+    gain_to_come,
+    ways_in_words,
+)
 from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
 
 __all__ = [
     "ANSWERS",
+    "LABELS",
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
     "QUICK_WAYS",
+    "WAYS",
     "Band",
     "Business",
     "Cases",

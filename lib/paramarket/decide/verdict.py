@@ -206,7 +206,7 @@ def gain_to_come(differences: Int[Tensor, " n"], own: Bool[Tensor, " n"], prior:
     """
     share = own.double().mean()
     if prior is None or share in (0, 1):
-        return interval(100 * differences.double(), "examples")
+        return Interval(*(100 * end for end in interval(differences, "differences")))
     weights = torch.where(own, prior / share, (1 - prior) / (1 - share))
     return interval(100 * differences * weights, "examples")
 

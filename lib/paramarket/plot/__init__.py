@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramarket.plot.bars import layer_bars, share_bars, surplus_bars, waterfall
-    from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, price_sheet, ways
+    from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, interval_dots, price_sheet, ways
     from paramarket.plot.images import filters, image_row
     from paramarket.plot.lines import curves, labels_curve, panels, sweeps
     from paramarket.plot.look import COLOURS, controls, headline, interval95, percent, style
@@ -31,6 +31,7 @@ __all__ = [
     "headline",
     "image_row",
     "interval95",
+    "interval_dots",
     "labels_curve",
     "layer_bars",
     "loss_plane",
