@@ -322,6 +322,34 @@ def gpu(device: str) -> None:
     sys.exit(subprocess.run([sys.executable, "tests/gpu.py", device], cwd=HOME, check=False).returncode)
 
 
+@cli.command()
+@click.option("--pairs", type=click.IntRange(40), default=1000, show_default=True, help="Pairs to simulate.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw.")
+@click.option("--fit", is_flag=True, help="Fit the forecast on these pairs, and keep it, instead of judging by them.")
+@click.option("--keep", is_flag=True, help="Keep the table: it is what notebook 09 and RESULTS.md tell.")
+def coverage(pairs: int, seed: int, fit: bool, keep: bool) -> None:
+    """Say how often our intervals hold the truth, over simulated pairs of plants whose true gains are known.
+
+    A thousand pairs take one to two minutes.
+    """
+    from paramarket import decide
+
+    known = None if fit else decide.read_forecast()
+    if known is not None and known.seed == seed:
+        raise ParameterError(f"--seed {seed} drew the pairs that the forecast was fitted on: judge it by others.")
+    click.echo(f"Training {pairs} pairs of plants, then tuning {pairs} times {len(decide.WAYS)} ways …")
+    simulated = decide.simulate_pairs(pairs, seed=seed)
+    offers = decide.tune_simulated(simulated, seed=seed)
+    if fit:
+        decide.write_forecast(decide.fit_on_simulated(simulated, offers, seed=seed))
+        click.echo(f"The forecast is fitted on {pairs} pairs: judge it by pairs of another seed.")
+        return
+    table = decide.coverage(simulated, offers)
+    click.echo("\n".join(decide.coverage_lines(table)))
+    if keep:
+        decide.write_coverage(table, seed)
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def lab(extra: Sequence[str]) -> None:

@@ -184,7 +184,7 @@ def _wilson(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
     share = array.mean(axis=0)
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return middle - half, middle + half
+    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)  # rounding must not leave the shares
 
 
 def _tango(array: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:

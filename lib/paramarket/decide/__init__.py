@@ -39,11 +39,14 @@ from paramarket.decide.simulation import (
     WAYS,
     Simulated,
     coverage,
+    coverage_lines,
     coverage_summary,
     fit_on_simulated,
     measure_simulated,
+    read_coverage,
     simulate_pairs,
     tune_simulated,
+    write_coverage,
 )
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
 from paramarket.decide.verdict import (
@@ -90,6 +93,7 @@ __all__ = [
     "compatibility",
     "confidence_sequence",
     "coverage",
+    "coverage_lines",
     "coverage_summary",
     "draw_up",
     "drift_alarm",
@@ -110,6 +114,7 @@ __all__ = [
     "pilot_examples",
     "pilot_power",
     "price_band",
+    "read_coverage",
     "read_forecast",
     "recommend",
     "roi",
@@ -121,6 +126,7 @@ __all__ = [
     "tune_ways",
     "valuation",
     "ways_in_words",
+    "write_coverage",
     "write_forecast",
     "write_term_sheet",
 ]

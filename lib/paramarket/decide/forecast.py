@@ -6,7 +6,6 @@ holds it. It is calibrated for pairs like these; where yours differ much, let it
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +148,6 @@ def write_forecast(fitted: Forecast) -> None:
         beside.write_text(json.dumps(fitted._asdict(), indent=2) + "\n", encoding="utf-8")
 
 
-@cache
 def read_forecast() -> Forecast:
     """The fit that comes with the library."""
     return Forecast(**json.loads(FORECAST.read_text(encoding="utf-8")))

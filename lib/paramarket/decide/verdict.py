@@ -107,7 +107,7 @@ def examine(
     pair: two networks as `load_pair` gives them · images: their quote and audit · max_class_loss: points that A's own
     classes may lose · prior: the share of A's own classes among the examples to come; None: as on audit
     contract_cost: of running a contract on predictions, per 100 examples, of which a right one earns 1 · only: names of
-    ways, for less work (`QUICK_WAYS`)
+    ways, for less work (`QUICK_WAYS`); labels are always among them
     Raises what `known_answers`, `enough_examples`, `tune_ways` and `roi` raise, before the long work begins.
     """
     if prior is not None and not 0 < prior < 1:
@@ -172,8 +172,9 @@ def _turned_round(pair: Pair) -> Pair:
 
 def _ways(pair: Pair, quote: Split, audit: Split, *, seed: int, max_class_loss: float, only: Any) -> _Best:
     own, other = stack.join([pair.a]), stack.join([pair.b])
-    if only is not None and pair.spec is None:
-        only = [way for way in only if way != "averaged, matched by weights"]
+    if only is not None:
+        left_out = [] if pair.spec is not None else ["averaged, matched by weights"]
+        only = [*dict.fromkeys(way for way in (*only, LABELS) if way not in left_out)]
     offers = tune_ways(
         pair.net_a,
         pair.spec,
@@ -204,8 +205,8 @@ def gain_to_come(differences: Int[Tensor, " n"], own: Bool[Tensor, " n"], prior:
     differences: -1, 0 or 1 for every example · own: whether it is of these classes · prior: None: that share stays
     Every example counts as much as its kind will (importance weights); within a kind nothing changes.
     """
-    share = own.double().mean()
-    if prior is None or share in (0, 1):
+    share = own.double().mean().item()
+    if prior is None or share in (0, 1) or abs(prior - share) < 1e-9:
         return Interval(*(100 * end for end in interval(differences, "differences")))
     weights = torch.where(own, prior / share, (1 - prior) / (1 - share))
     return interval(100 * differences * weights, "examples")
@@ -311,9 +312,9 @@ def _contract(pair: Pair, quote: Split, own_classes: Bool[Tensor, " classes"], c
     signals = []
     for net, params in ((pair.net_a, pair.a), (pair.net_b, pair.b)):
         chances = train.logits(net, stack.join([params]), quote.x)[0].softmax(dim=-1).cpu()
-        signals.append((chances[:, 1::2].sum(dim=-1) > 0.5).long().numpy())
+        signals.append((chances[:, 1::2].sum(dim=-1) > 0.5).numpy())
     return signed_contract(
-        (quote.y % 2).numpy(),
+        (quote.y % 2 == 1).numpy(),
         *signals,
         (~own_classes[quote.y]).long().numpy(),
         reward=REWARD,
