@@ -336,6 +336,10 @@ def test_the_defaults_of_a_notebook_and_its_quick_parameters_pass(notebook):
         ("08_share_predictions", "shared_counts = [300]", "shared_counts"),
         ("08_share_predictions", "noises = [2.0, 1.0]", "noises"),
         ("08_share_predictions", "plants = 2", "plants"),
+        ("09_should_we_trade", "pilot_go = 3.0", "pilot_go"),
+        ("09_should_we_trade", "prior = 1.0", "prior"),
+        ("09_should_we_trade", "pairs = 1", "pairs"),
+        ("09_should_we_trade", "model_a = 'no such file'", "model_a"),
     ],
 )
 def test_what_a_notebook_cannot_use_is_refused_by_name(notebook, injected, name):
