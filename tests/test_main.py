@@ -196,7 +196,7 @@ def full_run(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     monkeypatch.setattr("paramarket.__main__.HOME", home)
     monkeypatch.setattr("paramarket.__main__.LATEST", latest)
-    monkeypatch.setattr("paramarket.__main__.ACTS", ["02_second"])
+    monkeypatch.setattr("paramarket.__main__.SHOWN", ["02_second"])
     picture = nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
     points = []
     for name in ("01_first.ipynb", "02_second.ipynb"):

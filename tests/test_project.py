@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from paramarket import runs
-from paramarket.__main__ import ACTS, HOME
+from paramarket.__main__ import SHOWN, HOME
 
 PINS = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (HOME / "requirements.txt").read_text(), re.M))
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
@@ -69,8 +69,8 @@ def test_what_ci_has_run_is_published_from_the_main_branch_only():
 
 def test_the_readme_shows_one_small_figure_an_act():
     shown = re.findall(r"!\[[^\]]+\]\(docs/(\w+)\.png\)", (HOME / "README.md").read_text())
-    assert shown == list(ACTS)
-    for name in ACTS:
+    assert shown == list(SHOWN)
+    for name in SHOWN:
         assert (HOME / f"docs/{name}.png").stat().st_size < 60_000
 
 

@@ -23,7 +23,7 @@ sys.modules.setdefault("rfc3987_syntax", None)  # nbformat would wait seconds fo
 
 HOME = Path(__file__).parents[2]
 LATEST = HOME / "runs/latest"
-ACTS = ("02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market")  # each shows its act's figure
+SHOWN = ("09_should_we_trade", "02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market")  # in the README
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
@@ -394,11 +394,11 @@ def results() -> None:
 
 @cli.command()
 def figures() -> None:
-    """Write the README's pictures, one an act, into docs/ from the latest full run."""
+    """Write the README's pictures, the verdict's and one an act, into docs/ from the latest full run."""
     from paramarket import base, runs
 
     for path in _latest_full_run():
-        if path.stem in ACTS:
+        if path.stem in SHOWN:
             with base.atomic(HOME / f"docs/{path.stem}.png") as beside:
                 beside.write_bytes(runs.small_figure(path))
 

@@ -289,7 +289,7 @@ def test_nobody_warrants_a_loss_and_no_errors_are_no_promise():
     lines = decide.safeguards(right, worse, size=300, seed=0)
     assert lines.warranty_points == 0
     assert lines.false_refund_rate > 0.99
-    assert lines.rollback_error_rate == pytest.approx(0.01)
+    assert 3 / 300 < lines.rollback_error_rate < 0.02  # at least what the rule of three says
 
 
 def test_safeguards_refuse_what_does_not_fit():

@@ -270,8 +270,7 @@ def safeguards(
     size: how many fresh labelled examples the warranty is checked by
     The line of the warranty is the low end of the gain's interval, or 0 where that is lower: nobody warrants a loss.
     False refunds are counted as in `price.refund_rate`, where the audit's examples play the world. The line of the
-    rollback is the high end of the old network's error rate, or 3 / n where it made no error in n (the rule of three,
-    Hanley and Lippman-Hand 1983).
+    rollback is the high end of the old network's error rate.
     Raises ShapeError for answers that are not of the same examples.
 
     >>> import torch
@@ -280,19 +279,20 @@ def safeguards(
     >>> after = torch.arange(400) % 20 > 0
     >>> lines = decide.safeguards(before, after, size=400, seed=0)
     >>> print(f"{lines.warranty_points:.1f} points, refunded by chance {lines.false_refund_rate:.1%}")
-    3.0 points, refunded by chance 3.6%
+    3.3 points, refunded by chance 6.5%
     """
     if right_before.shape != right_after.shape:
         shapes = f"{tuple(right_before.shape)} and {tuple(right_after.shape)}"
         raise ShapeError(f"right_before and right_after have shapes {shapes}: expected the same examples.")
     size = whole_number("size", size, least=1)
-    changes = 100 * (right_after.double() - right_before.double())
-    line = max(interval(changes, "examples").low, 0.0)
+    differences = right_after.int() - right_before.int()
+    changes = 100 * differences.double()
+    line = max(100 * interval(differences, "differences").low, 0.0)
     generator = stream(seed, "warranty")
     promised = torch.tensor([line], dtype=torch.float64)
     refunds = price.refund_rate(changes.unsqueeze(0), promised, generator, promises=[1.0], size=size)
     wrong_before = 1 - right_before.double()
-    error_rate = max(interval(wrong_before, "examples").high, 3 / len(wrong_before))
+    error_rate = interval(wrong_before, "shares").high
     return Safeguards(line, refunds.item(), error_rate)
 
 

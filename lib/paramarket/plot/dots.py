@@ -84,25 +84,21 @@ def interval_dots(
     panels: Mapping[str, str],
     title: str,
     *,
-    marked: str = "",
     limits: Mapping[str, float] | None = None,
 ) -> None:
     """One row an entry of a column, one panel a measure: a dot, and the interval that was measured with it.
 
     table: for every measure a column with its name, and its ends as `…_low` and `…_high` · panels: {measure: what its
-    axis says} · marked: the entry to point out · limits: {measure: a line that matters there, dashed}
+    axis says} · limits: {measure: where a dashed line stands}, 0 if not said
     """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2.2 + 3 * len(panels), 1.2 + 0.3 * len(table)), sharey=True, squeeze=False
     )
     places = np.arange(len(table))
-    colours = [COLOURS[1] if name == marked else COLOURS[0] for name in table[row]]
     for axis, (measure, words) in zip(axes[0], panels.items(), strict=True):
-        axis.axvline(0, color="grey", linewidth=1)
-        if limits and measure in limits:
-            axis.axvline(limits[measure], color="grey", linewidth=1, linestyle="--")
-        axis.hlines(places, table[f"{measure}_low"], table[f"{measure}_high"], colors=colours)
-        axis.scatter(table[measure], places, c=colours, zorder=3)
+        axis.axvline((limits or {}).get(measure, 0.0), color="grey", linewidth=1, linestyle="--")
+        axis.hlines(places, table[f"{measure}_low"], table[f"{measure}_high"], colors=COLOURS[0])
+        axis.scatter(table[measure], places, color=COLOURS[0], zorder=3)
         axis.set_xlabel(words)
     axes[0, 0].set_yticks(places, table[row])
     axes[0, 0].invert_yaxis()
