@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from paramarket import runs
-from paramarket.__main__ import SHOWN, HOME
+from paramarket.__main__ import HOME, SHOWN
 
 PINS = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (HOME / "requirements.txt").read_text(), re.M))
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]

@@ -128,7 +128,7 @@ def test_dots_stand_on_what_was_measured_with_its_own_interval(drawn):
         table[measure] = [0.0, 2.0, -1.0]
         table[f"{measure}_low"] = [-1.0, 1.5, -3.0]
         table[f"{measure}_high"] = [0.5, 4.0, 0.0]
-    plot.interval_dots(table, "way", {"gain": "points", "change": "lost"}, "title", marked="b", limits={"change": -1.0})
+    plot.interval_dots(table, "way", {"gain": "points", "change": "lost"}, "title", limits={"change": -1.0})
     for axis, words in zip(drawn(), ["points", "lost"], strict=True):
         dots, lines = axis.collections[1], axis.collections[0]
         assert axis.get_xlabel() == words

@@ -366,7 +366,7 @@ def _items(inputs: Mapping[str, float], alternative: Alternative) -> dict[str, f
         "earlier start": alone_points * worth * inputs["delay_weeks"] / WEEKS,
         "price": -inputs["price"],
         "broker's fee": -inputs["price"] * inputs["fee"],
-        "alignment": -inputs["minutes"] / 60 * inputs["hour_rate"],
+        "computing": -inputs["minutes"] / 60 * inputs["hour_rate"],
         "labels to tune and audit": -inputs["labels"] * inputs["label_cost"],
         "integration": -inputs["integration_hours"] * inputs["hour_rate"],
         "running more networks": -inputs["extra_networks"] * inputs["running_cost"] * million_units,

@@ -372,7 +372,7 @@ def _terms(decision: Decision, business: Business, go_points: float, no_go_point
     band = decision.band
     row = decision.ways.query("buyer == 'A'").set_index("way").loc[decision.best_way]
     lines = decision.safeguards
-    payer, payment = _payment(decision, is_sold)
+    payer, payment = _payment(decision, is_sold, money)
     flip = decision.roi.flip
     turned = "no single input"
     if flip is not None:
@@ -388,7 +388,7 @@ def _terms(decision: Decision, business: Business, go_points: float, no_go_point
         "own_class_change": _term_of(decision.own_class_change, "points", chosen),
         "price": Term(band.price if is_sold else None, money, "Nash: half way in the band", band.low, band.high),
         "payer": Term(payer, "", "both directions"),
-        "payment": Term(payment, money, "both directions"),
+        "payment": Term(payment, money, "the price"),
         "contract": Term(decision.signed.label, "", "the game of rivals on quote"),
         "contract_stability": Term(decision.signed.stability, "share", "resamples of quote"),
         "net": _term_of(decision.roi.net, money, returns),
@@ -410,9 +410,11 @@ def _term_of(found: Interval, unit: str, source: str) -> Term:
     return Term(found.mean, unit, source, found.low, found.high)
 
 
-def _payment(decision: Decision, is_sold: bool) -> tuple[str, float | None]:
-    """Who pays, and how much: the price, or what balances two sales."""
+def _payment(decision: Decision, is_sold: bool, money: str) -> tuple[str, float | None]:
+    """Who pays for the one-way sale, and how much; and what would balance two sales."""
     both = decision.exchange
+    words = "A" if is_sold else "nobody"
     if both.a_learns and both.b_learns:
-        return (f"{both.payer}, since both learn" if both.payer else "nobody: they are even"), both.payment
-    return ("A", decision.band.price) if is_sold else ("nobody", None)
+        balanced = f"{both.payer} pays {both.payment:,.0f} {money}" if both.payer else "nobody pays"
+        words += f" (if B learns from A, too: {balanced})"
+    return words, decision.band.price if is_sold else None
