@@ -285,6 +285,7 @@ def decide(
     """Should A, who has MODEL_A, use MODEL_B: how, at what price, and how back out? Writes a term sheet.
 
     Both files are safetensors, as `stack.save` writes them. About half a minute for small networks.
+    A is compared with training on these examples alone: if you still have what A learnt from, try both together first.
     """
     from paramarket import data, stack
     from paramarket import decide as room

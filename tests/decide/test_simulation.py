@@ -149,7 +149,7 @@ def test_a_forecast_is_fitted_on_what_the_recommended_ways_truly_gain(simulated,
 
 
 def test_the_kept_table_is_what_the_code_says_today():
-    """Rounding may turn one choice in many from machine to machine; anything more means: `coverage --keep` once more."""
+    """Rounding may turn one choice in many from machine to machine. More than that: run `coverage --keep` again."""
     kept = decide.read_coverage()
     seed = int(kept.seed[0])
     assert decide.read_forecast().seed != seed

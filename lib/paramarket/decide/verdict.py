@@ -104,6 +104,9 @@ def examine(
 ) -> Decision:
     """Should A use B's network: how, at what price? Everything is tuned and chosen on quote, and measured on audit.
 
+    All is compared with what A could do alone with these two files and examples: nothing, or train on the labels of
+    quote. Who still has the examples that A's network learnt from should try them together with these labels first.
+
     pair: two networks as `load_pair` gives them · images: their quote and audit · max_class_loss: points that A's own
     classes may lose · prior: the share of A's own classes among the examples to come; None: as on audit
     contract_cost: of running a contract on predictions, per 100 examples, of which a right one earns 1 · only: names of
@@ -138,7 +141,7 @@ class _Best(NamedTuple):
     """The recommended way of one buyer, and all ways as audit has measured them.
 
     table: one row a way · own_classes: those the buyer does best · own: whether an example of audit is of these
-    differences: of the recommended way, for every example of audit
+    differences, alone: of the recommended way, and of training on labels, for every example of audit
     """
 
     way: str
@@ -147,6 +150,7 @@ class _Best(NamedTuple):
     own_classes: Bool[Tensor, " classes"]
     own: Bool[Tensor, " n"]
     differences: Int[Tensor, " n"]
+    alone: Int[Tensor, " n"]
 
     @property
     def row(self) -> pd.Series:
@@ -196,6 +200,7 @@ def _ways(pair: Pair, quote: Split, audit: Split, *, seed: int, max_class_loss: 
         own_classes=own_classes,
         own=own_classes[audit.y],
         differences=measured.differences[0, offers.way.index(way)],
+        alone=measured.differences[0, offers.way.index(LABELS)],
     )
 
 
@@ -226,8 +231,8 @@ def _conclude(
     seed: int,
 ) -> Decision:
     to_come = gain_to_come(of_a.differences, of_a.own, prior)
-    value_a = _value(of_a, to_come, audit, business)
-    value_b = _value(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business)
+    value_a = _value(of_a, to_come, audit, business, prior)
+    value_b = _value(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business, None)
     cost = business.seller_hours * business.hour_rate
     band = price_band(value_a, cost, business.fee)
     price = band.price if _is_a_purchase(of_a.way) and band.deal else 0.0
@@ -250,7 +255,7 @@ def _conclude(
         better=better,
         worse=worse,
         band=band,
-        roi=_returns(of_a, to_come, audit, business, price),
+        roi=_returns(of_a, to_come, audit, business, prior, price),
         exchange=exchange(value_a, value_b, cost, cost),
         safeguards=safeguards(right_before, right_after, size=len(audit), seed=seed),
         signed=_contract(pair, quote, of_a.own_classes, contract_cost, seed),
@@ -263,21 +268,23 @@ def _is_a_purchase(way: str) -> bool:
     return way not in ("nothing", LABELS)
 
 
-def _value(best: _Best, gain: Interval, audit: Split, business: Business) -> float:
+def _value(best: _Best, gain: Interval, audit: Split, business: Business, prior: float | None) -> float:
     """The most that a purchase may cost the buyer, fee included; 0 where nothing is bought, or the gain may be none."""
     if not _is_a_purchase(best.way) or gain.low <= 0:
         return 0.0
-    return _returns(best, gain, audit, business).net.mean
+    return _returns(best, gain, audit, business, prior).net.mean
 
 
-def _returns(best: _Best, gain: Interval, audit: Split, business: Business, price: float = 0.0) -> Roi:
+def _returns(
+    best: _Best, gain: Interval, audit: Split, business: Business, prior: float | None, price: float = 0.0
+) -> Roi:
     """What the way returns, beside the labels that the buyer could train on alone."""
     return roi(
         gain,
         business,
         price=price,
         labels=int(best.row.labels) + len(audit),
-        alone_points=float(best.labels.gain_points),
+        alone_points=gain_to_come(best.alone, best.own, prior).mean,
         alone_labels=int(best.labels.labels),
         extra_networks=int(best.row.models) - 1,
         minutes=COMPUTE_MINUTES,
