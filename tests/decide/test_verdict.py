@@ -99,10 +99,10 @@ def test_two_architectures_can_share_predictions_only_and_it_says_why(plants):
         plants[0], trained(net_b, [0, 1, 2, 3, 4], 1), net_b=net_b, spec=None, reason="two architectures: predictions"
     )
     assert found.compatible is None
-    assert set(found.ways.leaks) <= {"nothing", "weights", "probabilities"}
-    assert "averaged, matched by weights" not in set(found.ways.way)
-    if found.recommendation == "share predictions":
-        assert "two architectures" in found.reason
+    assert set(found.ways.query("leaks == 'weights'").way) == {"the other's network"}
+    assert found.best_way == "output ensemble"
+    assert found.recommendation == "share predictions"
+    assert "two architectures" in found.reason
 
 
 def test_two_transformers_are_examined():
@@ -110,8 +110,12 @@ def test_two_transformers_are_examined():
     spec = align.permutation_spec(net, DIGITS.quote.x[:1])
     a, b = (trained(net, rare, seed, steps=60) for rare, seed in (([5, 6, 7, 8, 9], 0), ([0, 1, 2, 3, 4], 1)))
     found = examine(a, b, net=net, spec=spec, only=("output ensemble", decide.LABELS))
-    assert found.compatible is not None
-    assert found.recommendation in decide.ANSWERS
+    assert found.compatible == decide.compatibility(net, a, b, WIDE.quote)
+    assert found.compatible.naive_barrier > 0
+    (way,) = found.ways.query("buyer == 'A' and way == 'output ensemble'").gain_points
+    chances = [train.logits(net, stack.join([params]), WIDE.audit.x)[0] for params in (a, b)]
+    assert way != 0
+    assert not torch.equal(*chances)
 
 
 def test_the_gain_to_come_weighs_the_kinds_as_they_will_come():
@@ -195,3 +199,20 @@ def test_too_few_examples_for_a_verdict_say_how_many_are_needed(plants):
             BUSINESS,
             seed=0,
         )
+
+
+def test_what_is_not_bought_or_may_gain_nothing_is_worth_nothing(plants):
+    found = examine(*plants)
+    table = found.ways.query("buyer == 'A'").set_index("way")
+    clear, unclear = base.Interval(3.0, 1.0, 5.0), base.Interval(3.0, 0.0, 6.0)
+    beside = {"alone_points": 0.0, "audited": 100}
+    for way, gain in (("nothing", clear), (decide.LABELS, clear), ("output ensemble", unclear)):
+        assert decide.worth_of(table, way, gain, BUSINESS, **beside) == 0
+    worth = decide.worth_of(table, "output ensemble", clear, BUSINESS, **beside)
+    paid = decide.returns_of(table, "output ensemble", clear, BUSINESS, price=worth / (1 + BUSINESS.fee), **beside)
+    assert paid.net.mean == pytest.approx(0, abs=1e-6)
+    assert worth > decide.worth_of(table, "output ensemble", clear, BUSINESS, alone_points=2.0, audited=100)
+    sheet = decide.draw_up(
+        found, BUSINESS, buyer=decide.Party("A", "a", "0" * 64), seller=decide.Party("B", "b", "1" * 64)
+    )
+    assert sheet["terms"]["go_points"]["value"] == pytest.approx(found.roi.break_even_points)

@@ -51,21 +51,34 @@ from paramarket.decide.simulation import (
 from paramarket.decide.term_sheet import Party, Term, term_sheet, write_term_sheet
 from paramarket.decide.verdict import (
     ANSWERS,
-    LABELS,
     QUICK_WAYS,
     Decision,
     draw_up,
     examine,
     gain_to_come,
+    returns_of,
     ways_in_words,
+    worth_of,
 )
-from paramarket.decide.ways import Cases, Offers, Service, Way, Ways, measure_ways, recommend, tune_ways
+from paramarket.decide.ways import (
+    LABELS,
+    NOTHING,
+    Cases,
+    Offers,
+    Service,
+    Way,
+    Ways,
+    measure_ways,
+    recommend,
+    tune_ways,
+)
 
 __all__ = [
     "ANSWERS",
     "LABELS",
     "NEGLIGIBLE_BARRIER",
     "NEGLIGIBLE_LOSS",
+    "NOTHING",
     "QUICK_WAYS",
     "WAYS",
     "Band",
@@ -117,6 +130,7 @@ __all__ = [
     "read_coverage",
     "read_forecast",
     "recommend",
+    "returns_of",
     "roi",
     "safeguards",
     "signed_contract",
@@ -126,6 +140,7 @@ __all__ = [
     "tune_ways",
     "valuation",
     "ways_in_words",
+    "worth_of",
     "write_coverage",
     "write_forecast",
     "write_term_sheet",

@@ -14,7 +14,7 @@ from paramarket import align, data, stack, train
 from paramarket.base import Interval, atomic, interval, stream, whole_number
 from paramarket.data import Split
 from paramarket.decide.forecast import Forecast, PairMeasurements, fit_forecast, forecast, pair_measurements
-from paramarket.decide.ways import Offers, Ways, measure_ways, recommend, tune_ways
+from paramarket.decide.ways import LABELS, NOTHING, Offers, Ways, measure_ways, recommend, tune_ways
 from paramarket.stack import Stack
 
 HIDDEN = 24  # units of every network
@@ -31,10 +31,9 @@ WAYS = (  # that are tuned for many pairs at once
     "output ensemble",
     "routed by answers",
     "distilled ensemble",
-    "trained on quote's labels",
+    LABELS,
 )
 MAX_CLASS_LOSS = 1.0  # accuracy points that a way may cost on the buyer's own classes
-NOTHING = "nothing"
 ROUNDING = 1e-4  # points: a table is kept to so many digits
 COVERAGE = Path(__file__).with_name("coverage.csv")
 

@@ -32,10 +32,9 @@ from paramarket.decide.money import (
 )
 from paramarket.decide.pilot import pilot_examples
 from paramarket.decide.term_sheet import Party, Term, term_sheet
-from paramarket.decide.ways import Offers, Service, measure_ways, recommend, tune_ways
+from paramarket.decide.ways import LABELS, NOTHING, Offers, measure_ways, recommend, tune_ways
 from paramarket.errors import ParameterError
 
-LABELS = "trained on quote's labels"  # the way that needs no partner
 QUICK_WAYS = ("the other's network", "averaged, matched by weights", "output ensemble", "distilled ensemble", LABELS)
 PILOT_PRECISION = 0.02  # a share: a trial tells the gain to ± 2 points
 FALSE_ALARM = 0.05  # of the watch, for ever
@@ -140,8 +139,8 @@ def examine(
 class _Best(NamedTuple):
     """The recommended way of one buyer, and all ways as audit has measured them.
 
-    table: one row a way · own_classes: those the buyer does best · own: whether an example of audit is of these
-    differences, alone: of the recommended way, and of training on labels, for every example of audit
+    table: one row a way, which is its index · own_classes: those the buyer does best · own: whether an example of audit
+    is of these · differences, alone: of the recommended way, and of training on labels, for every example of audit
     """
 
     way: str
@@ -151,17 +150,6 @@ class _Best(NamedTuple):
     own: Bool[Tensor, " n"]
     differences: Int[Tensor, " n"]
     alone: Int[Tensor, " n"]
-
-    @property
-    def row(self) -> pd.Series:
-        return self.table.set_index("way").loc[self.way]
-
-    @property
-    def labels(self) -> pd.Series:
-        return self.table.set_index("way").loc[LABELS]
-
-    def service(self, way: str) -> Service:
-        return self.offers.service(way)
 
 
 def _forecast(pair: Pair, quote: Split) -> Interval:
@@ -196,7 +184,7 @@ def _ways(pair: Pair, quote: Split, audit: Split, *, seed: int, max_class_loss: 
     return _Best(
         way=way,
         offers=offers,
-        table=measured.table(stack.grid(buyer=["A"])).drop(columns="buyer"),
+        table=measured.table(stack.grid(buyer=["A"])).drop(columns="buyer").set_index("way"),
         own_classes=own_classes,
         own=own_classes[audit.y],
         differences=measured.differences[0, offers.way.index(way)],
@@ -231,11 +219,13 @@ def _conclude(
     seed: int,
 ) -> Decision:
     to_come = gain_to_come(of_a.differences, of_a.own, prior)
-    value_a = _value(of_a, to_come, audit, business, prior)
-    value_b = _value(of_b, gain_to_come(of_b.differences, of_b.own, None), audit, business, None)
+    returns = {"alone_points": gain_to_come(of_a.alone, of_a.own, prior).mean, "audited": len(audit)}
+    value_a = worth_of(of_a.table, of_a.way, to_come, business, **returns)
+    value_b = _worth_to_seller(of_b, business, len(audit))
     cost = business.seller_hours * business.hour_rate
     band = price_band(value_a, cost, business.fee)
-    price = band.price if _is_a_purchase(of_a.way) and band.deal else 0.0
+    price = band.price if band.deal else 0.0
+    row = of_a.table.loc[of_a.way]
     better = (of_a.differences > 0).double().mean().item()
     worse = (of_a.differences < 0).double().mean().item()
     right_before, right_after = _right(of_a, audit)
@@ -247,15 +237,15 @@ def _conclude(
         compatible=compatible,
         forecast=expected,
         ways=pd.concat([_table(of_a, "A"), _table(of_b, "B")], ignore_index=True),
-        gain_points=_interval_of(of_a.row, "gain_points"),
-        gain_nats=_interval_of(of_a.row, "gain_nats"),
-        own_class_change=_interval_of(of_a.row, "own_class_change"),
+        gain_points=_interval_of(row, "gain_points"),
+        gain_nats=_interval_of(row, "gain_nats"),
+        own_class_change=_interval_of(row, "own_class_change"),
         gain_to_come=to_come,
         gain_money=valuation(to_come, business),
         better=better,
         worse=worse,
         band=band,
-        roi=_returns(of_a, to_come, audit, business, prior, price),
+        roi=returns_of(of_a.table, of_a.way, to_come, business, price=price, **returns),
         exchange=exchange(value_a, value_b, cost, cost),
         safeguards=safeguards(right_before, right_after, size=len(audit), seed=seed),
         signed=_contract(pair, quote, of_a.own_classes, contract_cost, seed),
@@ -264,39 +254,57 @@ def _conclude(
     )
 
 
-def _is_a_purchase(way: str) -> bool:
-    return way not in ("nothing", LABELS)
-
-
-def _value(best: _Best, gain: Interval, audit: Split, business: Business, prior: float | None) -> float:
-    """The most that a purchase may cost the buyer, fee included; 0 where nothing is bought, or the gain may be none."""
-    if not _is_a_purchase(best.way) or gain.low <= 0:
-        return 0.0
-    return _returns(best, gain, audit, business, prior).net.mean
-
-
-def _returns(
-    best: _Best, gain: Interval, audit: Split, business: Business, prior: float | None, price: float = 0.0
+def returns_of(
+    table: pd.DataFrame,
+    way: str,
+    gain: Interval,
+    business: Business,
+    *,
+    alone_points: float,
+    audited: int,
+    price: float = 0.0,
 ) -> Roi:
-    """What the way returns, beside the labels that the buyer could train on alone."""
+    """What a way returns (`roi`), beside the labels of quote that the buyer could train on alone.
+
+    table: one row a way, which is its index, as `Ways.table` gives them for one buyer · gain: of this way, for the
+    examples to come (points) · alone_points: that these labels alone would gain · audited: labelled to measure both
+    """
+    row = table.loc[way]
     return roi(
         gain,
         business,
         price=price,
-        labels=int(best.row.labels) + len(audit),
-        alone_points=gain_to_come(best.alone, best.own, prior).mean,
-        alone_labels=int(best.labels.labels),
-        extra_networks=int(best.row.models) - 1,
+        labels=int(row.labels) + audited,
+        alone_points=alone_points,
+        alone_labels=int(table.labels[LABELS]),
+        extra_networks=int(row.models) - 1,
         minutes=COMPUTE_MINUTES,
     )
 
 
+def worth_of(
+    table: pd.DataFrame, way: str, gain: Interval, business: Business, *, alone_points: float, audited: int
+) -> float:
+    """The most that a purchase may cost the buyer, fee included; 0 where nothing is bought, or the gain may be none."""
+    if way in (NOTHING, LABELS) or gain.low <= 0:
+        return 0.0
+    return returns_of(table, way, gain, business, alone_points=alone_points, audited=audited).net.mean
+
+
+def _worth_to_seller(best: _Best, business: Business, audited: int) -> float:
+    """What B could gain from A, with a business like A's, for examples as audit has them."""
+    gain = gain_to_come(best.differences, best.own, None)
+    alone = gain_to_come(best.alone, best.own, None).mean
+    return worth_of(best.table, best.way, gain, business, alone_points=alone, audited=audited)
+
+
 def _recommend(best: _Best, gain: Interval, band: Band, business: Business, pair: Pair) -> tuple[Recommendation, str]:
     points = f"{gain.mean:.1f} [{gain.low:.1f}, {gain.high:.1f}] points"
-    if best.way == "nothing":
+    row = best.table.loc[best.way]
+    if best.way == NOTHING:
         return "do not trade", "no way to use B's network surely helps A without harm to A's own classes."
     if best.way == LABELS:
-        return "label instead", f"training on {int(best.row.labels)} labels gains {points}, and needs no partner."
+        return "label instead", f"training on {int(row.labels)} labels gains {points}, and needs no partner."
     if gain.low <= 0:
         return "do not trade", f"{best.way}: {points} on audit, which may be nothing."
     if not band.deal:
@@ -304,13 +312,13 @@ def _recommend(best: _Best, gain: Interval, band: Band, business: Business, pair
         return "do not trade", f"{best.way}: {points} are worth {most} to A at most, and cost B {least}."
     reason = f"{best.way} gains {points}, at a price of {band.price:,.0f} {business.currency}"
     why = f" ({pair.reason})" if pair.reason else ""
-    return LEAKS[best.row.leaks], reason + why + "."
+    return LEAKS[row.leaks], reason + why + "."
 
 
 def _right(best: _Best, audit: Split) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
     """Whether A's own network, and the best way, are right on every example of audit."""
-    before = best.service("nothing").answers(audit.x)[0].argmax(dim=-1) == audit.y
-    after = best.service(best.way).answers(audit.x)[0].argmax(dim=-1) == audit.y
+    before = best.offers.service(NOTHING).answers(audit.x)[0].argmax(dim=-1) == audit.y
+    after = best.offers.service(best.way).answers(audit.x)[0].argmax(dim=-1) == audit.y
     return before, after
 
 
@@ -332,7 +340,7 @@ def _contract(pair: Pair, quote: Split, own_classes: Bool[Tensor, " classes"], c
 
 
 def _table(best: _Best, buyer: str) -> pd.DataFrame:
-    return best.table.assign(buyer=buyer)
+    return best.table.reset_index().assign(buyer=buyer)
 
 
 def _interval_of(row: pd.Series, name: str) -> Interval:
@@ -355,12 +363,13 @@ def draw_up(
     *,
     buyer: Party,
     seller: Party,
-    go_points: float = 0.0,
-    no_go_points: float = 2.0,
+    go_points: float | None = None,
+    no_go_points: float | None = None,
 ) -> dict[str, Any]:
     """The term sheet of a decision: every number with its interval, its unit, and the split or hand it comes from.
 
-    go_points, no_go_points: the lines of the trial, as `pilot` takes them (there as shares)
+    go_points, no_go_points: the lines of the trial, as `pilot` takes them (there as shares); None: the gain at
+    which the purchase breaks even
     """
     return term_sheet(
         buyer,
@@ -373,7 +382,10 @@ def draw_up(
     )
 
 
-def _terms(decision: Decision, business: Business, go_points: float, no_go_points: float) -> dict[str, Term]:
+def _terms(
+    decision: Decision, business: Business, go_points: float | None, no_go_points: float | None
+) -> dict[str, Term]:
+    even = decision.roi.break_even_points
     money = business.currency
     is_sold = decision.recommendation in ("trade weights", "share predictions")
     band = decision.band
@@ -403,8 +415,8 @@ def _terms(decision: Decision, business: Business, go_points: float, no_go_point
         "break_even_points": Term(decision.roi.break_even_points, "points", returns),
         "flip": Term(turned, "", "returns, one input at a time"),
         "pilot_examples": Term(decision.pilot_examples, "for ± 2 points", "audit"),
-        "go_points": Term(go_points, "points", "chosen by the buyer"),
-        "no_go_points": Term(no_go_points, "points", "chosen by the buyer"),
+        "go_points": Term(even if go_points is None else go_points, "points", "the buyer; else break-even"),
+        "no_go_points": Term(even if no_go_points is None else no_go_points, "points", "the buyer; else break-even"),
         "warranty_points": Term(lines.warranty_points, "points", "low end on audit"),
         "warranty_examples": Term(decision.audited, "", "as many as audit has"),
         "false_refund_rate": Term(lines.false_refund_rate, "share", "audit drawn anew"),

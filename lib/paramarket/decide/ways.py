@@ -28,6 +28,8 @@ from paramarket.errors import DataError, ParameterError, ShapeError, WeightsErro
 from paramarket.merge import MergeMethod
 from paramarket.stack import Stack
 
+NOTHING = "nothing"  # the way that buys nothing
+LABELS = "trained on quote's labels"  # the way that needs no partner
 POINTS = 9  # shares of the other network to try: 0, 1/8, …, 1
 FEW_POINTS = 5  # where a candidate takes longer: 0, 1/4, …, 1
 FOLDS = 4  # parts of quote: each is judged by what was tuned on the others
@@ -958,7 +960,7 @@ def _train_on_labels(cases: Cases, left_out: list[tuple[int, ...]]) -> Stack:
 def _offered(net: nn.Module, spec: PermutationSpec | None) -> dict[str, _Entry]:
     """The ways that two such networks allow, in the order of the table."""
     entries = {
-        "nothing": _Entry(_nothing, "answers", "nothing"),
+        NOTHING: _Entry(_nothing, "answers", "nothing"),
         "the other's network": _Entry(_other, "answers", "weights"),
         "averaged, matched by weights": _Entry(_matched_by_weights, "one architecture", "weights"),
         "averaged, matched by activations": _Entry(_matched_by_activations, "one architecture", "weights"),
@@ -973,7 +975,7 @@ def _offered(net: nn.Module, spec: PermutationSpec | None) -> dict[str, _Entry]:
         "output ensemble": _Entry(_ensemble, "answers", "probabilities"),
         "routed by answers": _Entry(_routed_by_answers, "answers", "probabilities"),
         "distilled ensemble": _Entry(_distilled, "answers", "probabilities"),
-        "trained on quote's labels": _Entry(_trained_on_labels, "answers", "nothing"),
+        LABELS: _Entry(_trained_on_labels, "answers", "nothing"),
     }
     possible: set[Needs] = {"answers"}
     if spec is not None:
@@ -990,4 +992,4 @@ def _chosen(entries: dict[str, _Entry], only: Sequence[str] | None) -> dict[str,
     for name in only:
         if name not in entries:
             raise ParameterError(unknown("way", name, entries))
-    return {name: entry for name, entry in entries.items() if name == "nothing" or name in only}
+    return {name: entry for name, entry in entries.items() if name == NOTHING or name in only}
