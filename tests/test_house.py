@@ -28,6 +28,7 @@ OFFERED = {
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
+    "price.shapley_shares": "who of several sellers brought how much",
     "runs.cached": "what an earlier notebook built, without building it again",
 }
 # The functions that a reader meets first: each shows an example that runs.

@@ -15,6 +15,7 @@ from paramarket.price.rules import (
     posted_price,
     settle,
 )
+from paramarket.price.sharing import shapley_shares
 from paramarket.price.theory import Regressions, expected_maximum, refund_rate, regressions
 from paramarket.price.worth import (
     Curse,
@@ -48,6 +49,7 @@ __all__ = [
     "refund_rate",
     "regressions",
     "settle",
+    "shapley_shares",
     "surplus_parts",
     "to_cents",
     "whole_units",
