@@ -1,5 +1,6 @@
 """What a purchase should cost, the deal that comes of it, and what the purchase is worth."""
 
+from paramarket.price.caution import Caution, cautious_trades
 from paramarket.price.money import to_cents, whole_units
 from paramarket.price.rules import (
     Bargain,
@@ -29,6 +30,7 @@ from paramarket.price.worth import (
 
 __all__ = [
     "Bargain",
+    "Caution",
     "Curse",
     "Deal",
     "Fixed",
@@ -38,6 +40,7 @@ __all__ = [
     "Regressions",
     "Strategies",
     "SurplusParts",
+    "cautious_trades",
     "double_auction",
     "expected_maximum",
     "fixed_price",
