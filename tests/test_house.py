@@ -29,6 +29,7 @@ OFFERED = {
     "decide.Way": "what a way of one's own has to keep",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "price.cautious_trades": "what it costs and saves to value a purchase by the lower end of its gain",
+    "price.regression_market": "convergence with trade where it is a theorem",
     "price.shapley_shares": "who of several sellers brought how much",
     "runs.cached": "what an earlier notebook built, without building it again",
 }

@@ -17,7 +17,14 @@ from paramarket.price.rules import (
     settle,
 )
 from paramarket.price.sharing import shapley_shares
-from paramarket.price.theory import Regressions, expected_maximum, refund_rate, regressions
+from paramarket.price.theory import (
+    RegressionMarket,
+    Regressions,
+    expected_maximum,
+    refund_rate,
+    regression_market,
+    regressions,
+)
 from paramarket.price.worth import (
     Curse,
     LemonMarket,
@@ -37,6 +44,7 @@ __all__ = [
     "LemonMarket",
     "Posted",
     "PriceRule",
+    "RegressionMarket",
     "Regressions",
     "Strategies",
     "SurplusParts",
@@ -50,6 +58,7 @@ __all__ = [
     "nash_price",
     "posted_price",
     "refund_rate",
+    "regression_market",
     "regressions",
     "settle",
     "shapley_shares",
