@@ -32,6 +32,8 @@ OFFERED = {
     "price.regression_market": "convergence with trade where it is a theorem",
     "price.shapley_shares": "who of several sellers brought how much",
     "runs.cached": "what an earlier notebook built, without building it again",
+    "teach.check_best_bid": "the bid that earns most, which notebook 06 will ask for",
+    "teach.check_quote_and_audit": "one set chooses, another prices, which notebook 06 will ask for",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

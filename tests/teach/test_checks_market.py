@@ -2,11 +2,33 @@ import numpy as np
 import pytest
 import torch
 
-from paramarket import contract, market, stack, teach
+from paramarket import contract, market, price, stack, teach
 
 
-def shaded(value):
-    return 2 * value / 3
+def best_bid(value, lowest, highest):
+    return min(max((2 * value + lowest) / 3, lowest), highest)
+
+
+def quote_and_audit(losses, hits, chosen_by=None):
+    choice = (losses if chosen_by is None else chosen_by).mean(dim=1).argmin()
+    share = hits.mean(dim=1)
+    return choice, 100 * (share[choice] - share[0])
+
+
+def gain_of_loss(losses, hits):
+    choice, _ = quote_and_audit(losses, hits)
+    means = losses.mean(dim=1)
+    return choice, means[0] - means[choice]
+
+
+def own_accuracy(losses, hits):
+    choice, _ = quote_and_audit(losses, hits)
+    return choice, 100 * hits[choice].mean()
+
+
+def scaled_gain(losses, hits, factor):
+    choice, points = quote_and_audit(losses, hits)
+    return choice, factor * points
 
 
 def lost_cents(cents, shares):
@@ -20,11 +42,6 @@ def rest_to_the_first(cents, shares):
 
 def split_cents(cents, shares):
     return market.split_cents(torch.tensor([cents]), torch.tensor([shares], dtype=torch.float64))[0].tolist()
-
-
-def rounds_to(curve, goal):
-    reached = (curve >= goal).nonzero().flatten()
-    return int(reached[0]) + 1 if len(reached) else None
 
 
 def best_answer(score, rival):
@@ -56,10 +73,31 @@ def unwritten(*_):
         (teach.check_best_share, lambda b, s: (0.0, b), "the bowl is lowest elsewhere"),
         (teach.check_best_share, lambda b, s: (b / (b + s), min(b, s)), "the share is right; the error is not"),
         (teach.check_best_share, unwritten, "… best_share is not written yet"),
-        (teach.check_better_bid, shaded, "✓ better_bid holds"),
-        (teach.check_better_bid, lambda v: v, "the truth wins"),
-        (teach.check_better_bid, lambda v: 0.0, "a bid of 0.00 wins"),
-        (teach.check_better_bid, lambda v: [][0], "it raised IndexError"),
+        (teach.check_best_bid, best_bid, "✓ best_bid holds"),
+        (teach.check_best_bid, lambda v, low, high: best_bid(v, low, high) if v > low else v - 1, "✓ best_bid holds"),
+        (teach.check_best_bid, lambda v, low, high: best_bid(v, low, high) + 1e-7, "✓ best_bid holds"),
+        (teach.check_best_bid, lambda v, low, high: best_bid(v, low, high) + 5e-3, "the truth earns"),
+        (teach.check_best_bid, lambda v, low, high: v, "the best bid"),
+        (teach.check_best_bid, lambda v, low, high: min(2 * v / 3, high), "and asks from 0.250 to 0.917, a bid of"),
+        (teach.check_best_bid, lambda v, low, high: 2 * v / 3 + 1 / 12, "and asks from 0.000 to 1.000, a bid of"),
+        (teach.check_best_bid, lambda v, low, high: (2 * v + low) / 3, "and asks from 0.000 to 1.000, a bid of 1."),
+        (teach.check_best_bid, lambda v, low, high: max(low, min(high, v)), "earns"),
+        (teach.check_best_bid, lambda v, low, high: 0.0, "a bid of 0.000 earns 0.00000"),
+        (teach.check_best_bid, lambda v, low, high: float("nan"), "a bid of nan earns nan"),
+        (teach.check_best_bid, lambda v, low, high: [][0], "it raised IndexError"),
+        (teach.check_best_bid, unwritten, "… best_bid is not written yet"),
+        (teach.check_quote_and_audit, quote_and_audit, "✓ quote_and_audit holds"),
+        (teach.check_quote_and_audit, lambda q, a: quote_and_audit(q, a, chosen_by=-a), "must not choose the purchase"),
+        (teach.check_quote_and_audit, lambda q, a: quote_and_audit(q, a, chosen_by=-q), "it chose mixture"),
+        (teach.check_quote_and_audit, lambda q, a: (0, 0.0), "it chose mixture 0, whose mean loss on quote is"),
+        (teach.check_quote_and_audit, lambda q, a: (5, 0.0), "expected a choice from 0 to 4, got 5"),
+        (teach.check_quote_and_audit, lambda q, a: (1.5, 0.0), "expected a choice from 0 to 4, got 1.5"),
+        (teach.check_quote_and_audit, gain_of_loss, "That is by how much the loss on quote falls"),
+        (teach.check_quote_and_audit, own_accuracy, "what did the buyer have before?"),
+        (teach.check_quote_and_audit, lambda q, a: scaled_gain(q, a, 0.01), "That is a share, not points"),
+        (teach.check_quote_and_audit, lambda q, a: scaled_gain(q, a, -1), "The sign is wrong"),
+        (teach.check_quote_and_audit, lambda q, a: scaled_gain(q, a, 1.5), "the choice is right; the gain is not"),
+        (teach.check_quote_and_audit, unwritten, "… quote_and_audit is not written yet"),
         (teach.check_split_cents, split_cents, "✓ split_cents holds"),
         (teach.check_split_cents, lost_cents, "cents became"),
         (teach.check_split_cents, lambda c, s: [c * share for share in s], "expected as many whole numbers"),
@@ -78,9 +116,6 @@ def unwritten(*_):
         (teach.check_payment_both_sign, lambda a, b: (b - a) / 2, "there is nothing to share"),
         (teach.check_payment_both_sign, lambda a, b: None, "together they gain, and it says None"),
         (teach.check_payment_both_sign, lambda a, b: a + b if a + b > 0 else None, "A ends with"),
-        (teach.check_rounds_to, rounds_to, "✓ rounds_to holds"),
-        (teach.check_rounds_to, lambda c, g: rounds_to(c, g) or 0, "expected None"),
-        (teach.check_rounds_to, lambda c, g: (rounds_to(c, g) or 1) - 1, "expected 1"),
     ],
 )
 def test_checks_tell_right_from_wrong(capsys, check, answer, says):
@@ -88,3 +123,26 @@ def test_checks_tell_right_from_wrong(capsys, check, answer, says):
     check(answer)
     assert says in capsys.readouterr().out
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0.0, 1.0), (0.25, 11 / 12), (0.7, 1.3)])
+@pytest.mark.parametrize("value", [0.1, 0.6, 0.9, 2.5])
+def test_the_best_bid_is_the_best_of_a_fine_grid(lowest, highest, value):
+    """What a bid earns, as the check counts it, against a sum over many asks; and nothing on a grid beats the best."""
+    asks = torch.linspace(lowest, highest, 20_001, dtype=torch.float64)
+
+    def earned(bid):
+        return torch.where(asks <= bid, value - (bid + asks) / 2, 0.0).mean().item()
+
+    earns = teach.checks_market._bid_earns
+    bids = torch.linspace(0, 1.5 * highest, 301).tolist()
+    for bid in bids[::20]:
+        assert earns(bid, value, lowest, highest) == pytest.approx(earned(bid), abs=2e-4)
+    best = earns(best_bid(value, lowest, highest), value, lowest, highest)
+    assert max(earns(bid, value, lowest, highest) for bid in bids) <= best + 1e-12
+
+
+def test_against_the_asks_of_the_linear_equilibrium_its_bid_is_the_best():
+    bid = price.linear_equilibrium().bid
+    for value in (0.3, 0.6, 1.0):
+        assert best_bid(value, 1 / 4, 11 / 12) == pytest.approx(bid(value), abs=1e-12)

@@ -138,7 +138,7 @@ def regression_market(
     Theorem (strongly convex f). Let f be mu-strongly convex and L-smooth with optimum θ*, lr ≤ 1/L, gradients unbiased
     with variance ≤ s². A step takes e = θ - θ* to e' with
         E|e'|² ≤ (1 - lr mu) |e|² + lr² s²        alone: in the long run lr s² / mu
-        E|e'|² ≤ (1 - lr mu) |e|² + lr² s² / 2    half: in the long run lr s² / (2 mu), half as far
+        E|e'|² ≤ (1 - lr mu) |e|² + lr² s² / 2    half: in the long run lr s² / (2 mu), half of it
     Why: E|e'|² ≤ |e - lr ∇f|² + lr² s²; strong convexity and |∇f|² ≤ 2 L (f - f*) bound the first term by
     (1 - lr mu) |e|². With "half" both start from one point and the two gradients' errors are independent: their mean
     is an unbiased gradient of variance s² / 2. Where they start from two points, |.|² is convex, so the mean of the two

@@ -11,11 +11,11 @@ from paramarket.teach.checks_experts import (
 )
 from paramarket.teach.checks_market import (
     check_best_answer,
+    check_best_bid,
     check_best_share,
-    check_better_bid,
     check_only_training,
     check_payment_both_sign,
-    check_rounds_to,
+    check_quote_and_audit,
     check_split_cents,
 )
 from paramarket.teach.checks_verdict import check_break_even, check_choose_way, check_examples_needed
@@ -32,8 +32,8 @@ from paramarket.teach.student import student_copy
 __all__ = [
     "check_average",
     "check_best_answer",
+    "check_best_bid",
     "check_best_share",
-    "check_better_bid",
     "check_break_even",
     "check_choose_way",
     "check_cka",
@@ -47,7 +47,7 @@ __all__ = [
     "check_output_router_step",
     "check_payment_both_sign",
     "check_pays_after",
-    "check_rounds_to",
+    "check_quote_and_audit",
     "check_same_mistake",
     "check_specialist",
     "check_split_cents",

@@ -32,25 +32,132 @@ def check_best_share(answer: Callable[[float, float], tuple[float, float]]) -> N
     tell_learner("best_share", find_fault)
 
 
-def check_better_bid(answer: Callable[[float], float]) -> None:
-    """Notebook 06: a bid that beats the truth where the price is the mean of bid and ask, asks true and uniform."""
-    asks = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+def check_best_bid(answer: Callable[[float, float, float], float]) -> None:
+    """Notebook 06: the bid that earns most where the price is the mean of bid and ask, by value and range of asks.
 
-    def expected_surplus(value: float, bid: float) -> float:
-        surplus = value - (bid + asks) / 2
-        return surplus[asks <= bid].sum().item() / len(asks)
+    answer: bid of a value, the lowest and the highest ask; asks are uniform between the two, and a bid below the ask
+    buys nothing. Every bid counts that earns within 1e-6 of the most.
+    """
 
     def find_fault() -> str:
-        values = 0.1 + 0.9 * torch.rand(5, generator=fresh_generator())
-        for value in values.tolist():
-            bid = float(answer(value))
-            won = expected_surplus(value, bid)
-            honest = expected_surplus(value, value)
-            if not won > honest + 1e-6:
-                return f"with a value of {value:.2f}, a bid of {bid:.2f} wins {won:.4f}; the truth wins {honest:.4f}."
+        for value, lowest, highest in _draw_bidders(fresh_generator()):
+            bid = float(answer(value, lowest, highest))
+            earned = _bid_earns(bid, value, lowest, highest)
+            honest = _bid_earns(value, value, lowest, highest)
+            best = _bid_earns(_best_bid(value, lowest, highest), value, lowest, highest)
+            if not earned >= best - 1e-6:
+                return (
+                    f"with a value of {value:.3f} and asks from {lowest:.3f} to {highest:.3f}, a bid of {bid:.3f} "
+                    f"earns {earned:.5f}; the truth earns {honest:.5f}, the best bid {best:.5f}."
+                )
         return ""
 
-    tell_learner("better_bid", find_fault)
+    tell_learner("best_bid", find_fault)
+
+
+def _draw_bidders(generator: torch.Generator) -> list[tuple[float, float, float]]:
+    """(value, lowest ask, highest ask): values within the asks, below all of them, and so far above that all accept.
+
+    Asks on [0, 1] are honest sellers', on [1/4, 11/12] those of the linear equilibrium for costs on [0, 1].
+    """
+    luck = torch.rand(2, generator=generator).tolist()
+    ranges = [(0.0, 1.0), (1 / 4, 11 / 12), (0.1 + luck[0], 0.5 + luck[0] + luck[1])]
+    bidders = []
+    for lowest, highest in ranges:
+        for share in torch.rand(5, generator=generator).tolist():
+            value = lowest + (0.1 + 0.9 * share) * (highest - lowest)
+            bidders.append((value, lowest, highest))
+        below, above = torch.rand(2, generator=generator).tolist()
+        bidders.append((below * lowest, lowest, highest))
+        bidders.append((1.6 * highest + above, lowest, highest))
+    return bidders
+
+
+def _bid_earns(bid: float, value: float, lowest: float, highest: float) -> float:
+    """E[(value - (bid + ask) / 2) where ask ≤ bid]: who sells are those up to the bid, on average midway."""
+    last = min(max(bid, lowest), highest)
+    sold = (last - lowest) / (highest - lowest)
+    mean_ask = (lowest + last) / 2
+    return sold * (value - (bid + mean_ask) / 2)
+
+
+def _best_bid(value: float, lowest: float, highest: float) -> float:
+    """Where a bid's slope is 0, (2 value + lowest) / 3, held between the asks."""
+    return min(max((2 * value + lowest) / 3, lowest), highest)
+
+
+def check_quote_and_audit(answer: Callable[[Tensor, Tensor], tuple[int, float]]) -> None:
+    """Notebook 06: the mixture with the lowest mean loss on quote, and its gain on audit over the first, in points.
+
+    answer: choice and points, of losses [C, n] on quote and hits [C, m] on audit, 1 where right and 0 where wrong, for
+    C mixtures, of which the first is no purchase
+    """
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        for chosen in (1, 2, 3, 0):
+            losses, hits = _draw_quote_and_audit(chosen, generator)
+            choice, points = answer(losses.clone(), hits.clone())
+            fault = _fault_of_choice(float(choice), losses, hits)
+            if not fault:
+                fault = _fault_of_points(float(points), chosen, losses, hits)
+            if fault:
+                return fault
+        return ""
+
+    tell_learner("quote_and_audit", find_fault)
+
+
+def _draw_quote_and_audit(chosen: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """losses [5, 30] and hits [5, 40]: the chosen mixture has the lowest mean loss, and another one most hits.
+
+    No mistake looks like another: shares of hits differ, by less than .5, and the first one's loss falls by more.
+    """
+    losses = torch.rand(5, 30, generator=generator) + torch.rand(5, 1, generator=generator)
+    lowest = losses.mean(dim=1).argmin().item()
+    losses[[chosen, lowest]] = losses[[lowest, chosen]]
+    if chosen:
+        losses[0] += 0.6
+    right = 21 + torch.randperm(19, generator=generator)[:5]
+    if right.argmax().item() == chosen:
+        right = right.roll(1)
+    ranks = torch.rand(5, 40, generator=generator).argsort(dim=1)
+    return losses, (ranks < right.unsqueeze(1)).float()
+
+
+def _fault_of_choice(choice: float, losses: Tensor, hits: Tensor) -> str:
+    means = losses.mean(dim=1)
+    if choice not in range(len(means)):
+        return f"expected a choice from 0 to {len(means) - 1}, got {choice:g}."
+    mixture = int(choice)
+    if mixture == means.argmin().item():
+        return ""
+    hint = ""
+    if mixture == hits.mean(dim=1).argmax().item():
+        hint = " It has most hits on audit: what sets the price must not choose the purchase."
+    elif mixture == means.argmax().item():
+        hint = " No other has a higher one."
+    return (
+        f"it chose mixture {mixture}, whose mean loss on quote is {means[mixture]:.3f}; another has "
+        f"{means.min():.3f}.{hint}"
+    )
+
+
+def _fault_of_points(points: float, chosen: int, losses: Tensor, hits: Tensor) -> str:
+    share = hits.mean(dim=1)
+    mean_loss = losses.mean(dim=1)
+    gain = (share[chosen] - share[0]).item()
+    if abs(points - 100 * gain) < 1e-3:
+        return ""
+    lower_loss = (mean_loss[0] - mean_loss[chosen]).item()
+    mistakes = {
+        "That is a share, not points.": gain,
+        "That is the mixture's own accuracy: what did the buyer have before?": 100 * share[chosen].item(),
+        "The sign is wrong: better than before is more than 0.": -100 * gain,
+        "That is by how much the loss on quote falls, not what accuracy gains on audit.": lower_loss,
+    }
+    hints = [f" {hint}" for hint, mistaken in mistakes.items() if abs(points - mistaken) < 1e-3]
+    return f"the choice is right; the gain is not {points:.2f} points.{''.join(hints[:1])}"
 
 
 def check_split_cents(answer: Callable[[int, list[float]], list[int]]) -> None:
@@ -77,22 +184,6 @@ def check_split_cents(answer: Callable[[int, list[float]], list[int]]) -> None:
         return ""
 
     tell_learner("split_cents", find_fault)
-
-
-def check_rounds_to(answer: Callable[[Tensor, float], int | None]) -> None:
-    """Notebook 07: the first round, from 1 on, whose accuracy reaches a goal; None if none does."""
-
-    def find_fault() -> str:
-        curve = torch.rand(12, generator=fresh_generator()).cummax(dim=0).values * 0.9
-        for goal in (curve[0].item() / 2, curve[5].item(), 0.95):
-            reached = [k + 1 for k, accuracy in enumerate(curve.tolist()) if accuracy >= goal]
-            expected = reached[0] if reached else None
-            found = answer(curve, goal)
-            if found != expected:
-                return f"for the goal {goal:.2f} it says {found}, expected {expected}."
-        return ""
-
-    tell_learner("rounds_to", find_fault)
 
 
 def check_best_answer(answer: Callable[[np.ndarray, tuple[int, int]], tuple[int, int]]) -> None:
