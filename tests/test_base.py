@@ -247,3 +247,27 @@ def test_any_sequence_is_a_list(value):
 def test_what_is_no_sequence_is_no_list(value):
     with pytest.raises(errors.ParameterError, match=r"(?s)sizes = .*, expected a list\."):
         base.check_list("sizes", value)
+
+
+ends = st.tuples(st.floats(-10, 10), st.floats(0, 5), st.floats(0, 5))
+
+
+@given(ends, ends)
+def test_a_difference_the_other_way_round_is_mirrored_and_no_narrower_than_either_side(one, other):
+    first, second = (base.Interval(mean, mean - below, mean + above) for mean, below, above in (one, other))
+    mean, low, high = base.difference(first, second)
+    assert base.difference(second, first) == pytest.approx((-mean, -high, -low), abs=1e-12)
+    assert mean - low >= max(one[1], other[2]) - 1e-12
+    assert high - mean >= max(one[2], other[1]) - 1e-12
+
+
+def test_the_difference_of_two_estimates_covers_as_often_as_it_says():
+    """Of two shares: for these the two intervals are not symmetric."""
+    luck = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        few = base.interval((luck.random(40) < 0.9).astype(float), "shares")
+        many = base.interval((luck.random(100) < 0.8).astype(float), "shares")
+        _, low, high = base.difference(few, many)
+        held += low <= 0.1 <= high
+    assert 930 <= held <= 970

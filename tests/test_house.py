@@ -28,12 +28,7 @@ OFFERED = {
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
-    "price.cautious_trades": "what it costs and saves to value a purchase by the lower end of its gain",
-    "price.regression_market": "convergence with trade where it is a theorem",
-    "price.shapley_shares": "who of several sellers brought how much",
     "runs.cached": "what an earlier notebook built, without building it again",
-    "teach.check_best_bid": "the bid that earns most, which notebook 06 will ask for",
-    "teach.check_quote_and_audit": "one set chooses, another prices, which notebook 06 will ask for",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

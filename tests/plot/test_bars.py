@@ -51,7 +51,7 @@ def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_ke
     assert [text.get_text() for text in axis.texts] == [
         "all kept",
         "all kept",
-        "75.0% kept; lost 0.25 [0.25, 0.25]",
+        "75% kept",
         "nothing there",
     ]
     assert max(bar.get_x() + bar.get_width() for bar in axis.patches) == pytest.approx(1)

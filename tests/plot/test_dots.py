@@ -97,20 +97,6 @@ def test_class_accuracy_has_a_place_for_every_kind(drawn):
         assert line.get_ydata() == pytest.approx(values.mean(dim=0).tolist())
 
 
-def test_arrows_go_from_before_to_after_and_bear_the_colour_of_their_direction(drawn):
-    before = torch.tensor([[0.5, 0.9], [0.7, 0.7]])
-    change = torch.tensor([[10.0, -20.0], [10.0, 0.0]])
-    plot.class_arrows(before, {"free": change, "guarded": 0 * change}, torch.tensor([False, True]), ["a", "b"], "t")
-    free, guarded = drawn()
-    ends = [(arrow.xyann, arrow.xy) for arrow in free.texts]
-    for (start, end), (was, becomes) in zip(ends, [(0.6, 0.7), (0.8, 0.7)], strict=True):
-        assert (start[1], end[1]) == pytest.approx((was, becomes), abs=1e-6)
-    colours = [arrow.arrowprops["color"] for arrow in free.texts]
-    assert colours == [plot.COLOURS[2], plot.COLOURS[3]]
-    assert len(free.patches) == len(guarded.patches) == 1  # one kind was known well
-    assert [label.get_text() for label in guarded.get_xticklabels()] == ["a", "b"]
-
-
 def test_a_purchase_is_a_row_with_what_was_told_audited_and_true(drawn):
     audited = interval(torch.rand(50, 3).numpy(), "examples")
     plot.gain_rows(["x", "y", "z"], torch.tensor([1.0, 2.0, 3.0]), audited, torch.tensor([0.5, 1.5, 2.5]), "title")

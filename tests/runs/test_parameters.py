@@ -319,7 +319,7 @@ def test_the_defaults_of_a_notebook_and_its_quick_parameters_pass(notebook):
         ("05_soup_of_experts", "tuning = [25, 10]", "tuning"),
         ("05_soup_of_experts", "tuning = [0, 10]", "tuning"),
         ("06_price_the_gain", "sizes = [50, 25]", "sizes"),
-        ("06_price_the_gain", "widths = [128, 32]", "widths"),
+        ("06_price_the_gain", "cautions = [1.0, 0.5]", "cautions"),
         ("06_price_the_gain", "label_shares = [0.4, 0.2]", "label_shares"),
         ("06_price_the_gain", "label_shares = [0.1, 0.2]", "label_shares"),
         ("06_price_the_gain", "kept_share = 0.3", "label_shares"),

@@ -14,7 +14,6 @@ from paramarket.market.broker import (
     evaluate_mixtures,
     lineup,
     mix_layers,
-    purchase_milliseconds,
     purchase_weights,
     quote,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "open_books",
     "pay",
     "plants",
-    "purchase_milliseconds",
     "purchase_weights",
     "quote",
     "read_entries",

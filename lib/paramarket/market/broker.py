@@ -5,7 +5,6 @@ buyers and M - 1 sellers each. All buyers are served at once. Models stay on the
 """
 
 import itertools
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -313,14 +312,3 @@ def audit(net: nn.Module, before: Stack, after: Stack, split: Split) -> Audit:
     had = loss_before.mean(dim=-1).clamp_min(LEAST_LOSS).double().numpy()
     relative = Interval(nats.mean / had, nats.low / had, nats.high / had)
     return Audit(points, nats, relative, class_points, changes)
-
-
-def purchase_milliseconds(net: nn.Module, weights: Float[Tensor, "C layers M"], split: Split, *, seed: int) -> float:
-    """The time that one purchase takes: matching, quote and audit, on networks that were never trained."""
-    spec = align.permutation_spec(net, split.x[:1])
-    models = stack.init(net, 2, seed)
-    start = time.perf_counter()
-    line = lineup(net, spec, models, buyers=[0], sellers=[[1]], match="activations", x=split.x)
-    offer = quote(net, line, weights, split)
-    audit(net, stack.take(models, [0]), offer.models, split)
-    return 1000 * (time.perf_counter() - start)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramarket.plot.bars import layer_bars, share_bars, surplus_bars, waterfall
-    from paramarket.plot.dots import PriceRow, class_accuracy, class_arrows, gain_rows, interval_dots, price_sheet, ways
+    from paramarket.plot.dots import PriceRow, class_accuracy, gain_rows, interval_dots, price_sheet, ways
     from paramarket.plot.images import filters, image_row
     from paramarket.plot.lines import curves, labels_curve, panels, sweeps
     from paramarket.plot.look import COLOURS, controls, headline, interval95, percent, style
@@ -22,7 +22,6 @@ __all__ = [
     "category_map",
     "cka_heatmap",
     "class_accuracy",
-    "class_arrows",
     "controls",
     "curves",
     "filters",

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from paramarket.base import interval
 from paramarket.plot.look import COLOURS, interval95, percent, tidy
 
 PARTIES = {"buyer": COLOURS[0], "seller": COLOURS[1], "broker": COLOURS[2], "lost": "lightgrey"}
@@ -26,7 +25,7 @@ def share_bars(bars: Mapping[str, Float[Tensor, " seeds"]], title: str, quantity
     sns.barplot(table, x="name", y="value", hue="name", ax=axis, width=0.6, alpha=0.75, **LOOK)
     sns.swarmplot(table, x="name", y="value", ax=axis, color="black", size=3.5, alpha=0.6)
     for k, values in enumerate(bars.values()):
-        axis.annotate(f"{values.mean():.1%}", (k + 0.33, values.mean()), va="center", weight="bold")
+        axis.annotate(f"{values.mean():.1%}", (k + 0.33, values.mean()), va="center")
     axis.set(title=title, xlabel="", ylabel=quantity, ylim=(0, None), xlim=(-0.5, len(bars) - 0.3))
     percent(axis)
     plt.show()
@@ -46,7 +45,7 @@ def layer_bars(
 def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], quantity: str, title: str) -> None:
     """One bar a rule: what buyer, seller and broker get, and what is lost of what there is; see `price.surplus_parts`.
 
-    Beside each bar stands the share that is not lost, and what is, with its interval over the groups.
+    Beside each bar stands the share that is not lost. All are means over the groups.
     """
     means = pd.DataFrame(columns=list(PARTIES), index=list(bars), dtype=float)
     for rule, parts in bars.items():
@@ -57,7 +56,7 @@ def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], qua
     )
     for row, parts in enumerate(bars.values()):
         note = _share_kept(parts)
-        axis.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center", weight="bold")
+        axis.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center")
     axis.set(title=title, xlabel=quantity)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
@@ -66,7 +65,7 @@ def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], qua
 
 
 def _share_kept(parts: Mapping[str, Float[Tensor, " groups"]]) -> str:
-    """What is said beside a bar: the share of the whole that is not lost, and the loss with its interval."""
+    """What is said beside a bar: the share of the whole that is not lost."""
     whole = sum(parts.values()).sum().item()
     if whole <= 0:
         return "nothing there"
@@ -74,8 +73,7 @@ def _share_kept(parts: Mapping[str, Float[Tensor, " groups"]]) -> str:
     if lost is None or lost.abs().max().item() < 1e-9 * whole:  # rounding is no loss
         return "all kept"
     share = 1 - lost.sum().item() / whole
-    mean, low, high = interval(lost)
-    return f"{share:.1%} kept; lost {mean:.2g} [{low:.2g}, {high:.2g}]"
+    return f"{share:.0%} kept"
 
 
 def waterfall(table: pd.DataFrame, item: str, amount: str, kind: str, title: str, unit: str) -> None:

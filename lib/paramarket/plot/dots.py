@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -122,37 +122,6 @@ def class_accuracy(
     axis.set(title=title, xlabel=what, ylabel="accuracy", ylim=(0, 1.05))
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None)
     percent(axis)
-    plt.show()
-
-
-def class_arrows(
-    before: Float[Tensor, "seeds classes"],
-    changes: Mapping[str, Float[Tensor, "seeds classes"]],
-    known: Bool[Tensor, " classes"],
-    classes: Sequence[str],
-    title: str,
-) -> None:
-    """Accuracy by kind before and after: {panel: change in points}, an arrow a kind, from mean to mean.
-
-    known: kinds on a grey ground, those that the buyer knew best
-    """
-    figure, axes = plt.subplots(1, len(changes), figsize=(9.6, 3.8), sharey=True, squeeze=False, layout="constrained")
-    starts = before.mean(dim=0).tolist()
-    for axis, (name, change) in zip(axes[0], changes.items(), strict=True):
-        ends = (before + change / 100).mean(dim=0).tolist()
-        for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            colour = COLOURS[2] if end >= start else COLOURS[3]
-            look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.5, "mutation_scale": 9}
-            axis.annotate("", (k, end), (k, start), arrowprops={**look, "shrinkA": 0, "shrinkB": 0})
-            axis.plot(k, start, "o", color=colour, markersize=5)
-            if known[k]:
-                axis.axvspan(k - 0.5, k + 0.5, color="grey", alpha=0.15, linewidth=0)
-        axis.set(title=name, xlabel="kind (grey: knew it well)", xlim=(-0.5, len(classes) - 0.5))
-        axis.set_xticks(range(len(classes)), classes)
-        axis.grid(visible=False, axis="x")
-    axes[0, 0].set(ylabel="accuracy, before → after")
-    percent(axes[0, 0])
-    headline(figure, title)
     plt.show()
 
 
