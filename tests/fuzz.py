@@ -61,7 +61,7 @@ def targets(folder):
     net = stack.mlp(64, [2], 10)
     card, models = stack.card(net, digits), stack.init(net, 3, seed=0)
     for k, name in enumerate("abc"):
-        market.hand_in(folder / "class" / name, stack.take(models, k), card, 5.0)
+        market.hand_in(folder / "class" / name, stack.take(models, k), card, student=k + 1)
     entry = folder / "class" / "b" / market.ENTRY_FILE
     seen = digits.test.x[:2]
     table = b"width,label\n" + b"".join(b"%d,%d\n" % (k, k % 2) for k in range(30))
@@ -70,7 +70,7 @@ def targets(folder):
         "market.read_entries": (
             entry,
             entry.read_bytes(),
-            lambda path: market.read_entries(folder / "class", net, card, seen),
+            lambda path: market.read_entries(folder / "class", net, card, seen, models),
         ),
         "from_files: npz": (folder / "a.npz", archive(), data.from_files),
         "from_files: csv": (folder / "a.csv", table, data.from_files),

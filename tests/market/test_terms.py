@@ -1,6 +1,8 @@
 import inspect
 import math
 from dataclasses import FrozenInstanceError
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -205,3 +207,20 @@ def test_a_market_of_numpys_numbers_is_a_market():
 def test_what_is_no_split_is_refused_by_name():
     with pytest.raises(ParameterError, match=r"^audit: expected data\.Split, got tuple|^audit: .*a tuple with Tensor"):
         check_splits(Splits(SOME, (SOME.x, SOME.y), SOME))
+
+
+SAME_BID = [5, 5.0, np.float32(5), np.float64(5), np.int64(5), np.array(5.0), torch.tensor(5.0), torch.tensor(5)]
+SAME_BID += [torch.tensor(5.0, dtype=torch.bfloat16), Fraction(5), Decimal(5), np.float16(5)]
+NO_BID = ["5", b"5", None, True, np.bool_(True), [5.0], torch.ones(2), np.ones(1), 5j, 10**400, -(10**400), object()]
+
+
+@pytest.mark.parametrize("bid", SAME_BID, ids=lambda bid: f"{type(bid).__name__} {getattr(bid, 'dtype', '')}")
+def test_a_bid_may_be_a_number_of_any_make(bid):
+    agents = [Agent(name, None, bid) for name in "ab"]
+    check_market(Market(agents, Terms(), 0))
+
+
+@pytest.mark.parametrize("bid", [*NO_BID, -0.01, math.nan, math.inf, 1e11], ids=lambda bid: type(bid).__name__)
+def test_what_is_no_number_is_no_bid(bid):
+    with pytest.raises(ParameterError, match=r"the bid of agent a = .*, expected a number between 0 and"):
+        check_market(Market([Agent("a", None, bid)], Terms(), 0))

@@ -1,6 +1,16 @@
-"""The class is the market: everyone hands in one file with a bid, all of them trade for a day, a league table says how.
+"""The class is the market: everyone hands in one file, all of them trade for a day, a league table says how.
 
-The folder holds one folder a student, `class/anna/me.safetensors`: weights and an interface card, with the bid on it.
+The folder holds one folder a student, `class/anna/me.safetensors`: weights and an interface card with her number on it.
+The teacher has dealt student k a share of the images (`data.holding(..., student=k)`) and a start
+(`stack.init(net, n, seed)`), so the teacher knows what the class's recipe makes of both, and where a network began.
+
+The rules are made so that handing in the best network that one has is best, whatever the others do:
+
+- The score counts from a **reference** that nobody can move (see `league`). Counted from what was handed in, an entry
+  of noise would win: it gains most.
+- A point is worth the same to all, and the broker prices with that value. With bids of one's own, half of the true bid
+  beats the true bid, and noise with a tiny bid buys nearly for nothing.
+- A network must have grown from its owner's own start (see `origins`), so nobody can hand in another's.
 """
 
 import math
@@ -8,72 +18,141 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from paramarket import stack
+from paramarket.base import whole_number
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError
 from paramarket.market.rounds import Outcome, run
-from paramarket.market.terms import MOST_EUROS, Agent, Market, Splits, Terms, plain_number
+from paramarket.market.terms import Agent, Market, Splits, Terms
 from paramarket.stack import Params, Stack
 from paramarket.train import evaluate
 
 ENTRY_FILE = "me.safetensors"
 LARGEST = 1e6  # no weight of a network that learnt, and nothing that it says, comes near
+MISTAKES = 1e-3  # in so many classes chance finds a single likeness between some network and some start, or fewer
 
 
 class Entries(NamedTuple):
-    """Who came, with which weights and bids (euros a point); and who was turned away, with the reason."""
+    """Who came, with which student's number (from 1 on) and weights; and who was turned away, with the reason."""
 
     names: list[str]
+    students: list[int]
     models: Stack
-    bids: list[float]
     refused: dict[str, str]
 
 
-def hand_in(folder: Path | str, params: Params, card: Mapping[str, str], bid: Any) -> Path:
-    """Write folder/me.safetensors. bid: the euros that one accuracy point more is worth to you, a number of any make.
+def hand_in(folder: Path | str, params: Params, card: Mapping[str, str], *, student: SupportsIndex) -> Path:
+    """Write folder/me.safetensors. student: your number in the class, from 1 on; your start goes with it.
 
-    Raises ParameterError for a bid that is none, WeightsError for weights that are not finite.
+    Raises ParameterError for a number that is none, WeightsError for weights that are not finite.
     """
-    euros = plain_number(bid)
-    if not 0 <= euros <= MOST_EUROS:
-        raise ParameterError(f"bid = {bid}, expected 0 euros or more, up to {MOST_EUROS:g}.")
+    number = whole_number("student", student, least=1)
     path = Path(folder) / ENTRY_FILE
-    stack.save(path, params, {**card, "bid": repr(euros)})
+    stack.save(path, params, {**card, "student": str(number)})
     return path
 
 
-def read_entries(folder: Path | str, net: nn.Module, card: Mapping[str, str], x: Float[Tensor, "n ..."]) -> Entries:
-    """All that was handed in, by name. A file that is no model of this net, with this card, is named and left out.
+def read_entries(
+    folder: Path | str, net: nn.Module, card: Mapping[str, str], x: Float[Tensor, "n ..."], starts: Stack
+) -> Entries:
+    """All that was handed in, by name. Whoever may not trade is named and left out, with the reason.
 
-    x: some examples, the more the better, to see that every network has answers of a size that can be traded. Whatever
-    one file holds, the others are read. Raises DataError if fewer than two remain.
+    That is a file that is no model of this net, with this card; a network that did not grow from its student's own
+    start, or has a part that grew from another's (see `origins`); and two entries with one number.
+    x: some examples, the more the better, to see that every network has answers of a size that can be traded
+    starts: where the students began, number k at place k - 1
+    Whatever one file holds, the others are read. Raises DataError if fewer than two remain, and ParameterError for
+    fewer than two starts.
     """
-    names = []
-    models = []
-    bids = []
+    _check_starts(starts)
+    found = {}
     refused = {}
     for path in _handed_in(Path(folder)):
         name = path.parent.name
         try:
-            entry = _entry(path, net, card, x)
+            entry = _entry(path, net, card, x, starts)
         except ParamarketError as error:
             refused[name] = str(error)
-            continue
         except Exception as error:  # what is wrong with one file must not end the day of thirty
             refused[name] = f"{path} cannot be read ({type(error).__name__}: {error})."
-            continue
-        names.append(name)
-        models.append(entry.params)
-        bids.append(entry.bid)
+        else:
+            found[name] = entry
+    twice = _numbers_used_twice(found)
+    refused.update(twice)
+    names = [name for name in found if name not in twice]
     if len(names) < 2:
         turned = "; ".join(refused.values()) or "none was there"
         raise DataError(f"{folder}: {len(names)} usable files */{ENTRY_FILE}, expected two or more. Refused: {turned}")
-    return Entries(names, stack.join(models), bids, refused)
+    students = [found[name].student for name in names]
+    models = stack.join([found[name].params for name in names])
+    return Entries(names, students, models, refused)
+
+
+def origins(models: Stack, starts: Stack) -> Float[Tensor, "K students"]:
+    """How far each network is like each start, in standard errors of what chance would make of it.
+
+    A network remembers where it began: training adds to its start, and seldom takes all of it away. With weights w and
+    a start s the likeness is sum(w s) / sqrt(sum(w^2 s^2)), over all weights that the starts differ in. Each start is
+    as likely as its mirror image, so for a network that has nothing to do with s this is a sum of coins: its standard
+    error is 1, and it exceeds t with a probability below exp(-t^2 / 2), whatever the network (Hoeffding 1963,
+    theorem 2). See `least_likeness` for the bar.
+    What it cannot see: a copy whose units stand in another order is like no start, and mixed into a network of one's
+    own it passes, as does a small part of a plain copy. And a network that was trained so long with so much weight
+    decay that nothing of its start is left has no origin any more.
+    Raises ParameterError for fewer than two starts, and ShapeError for models of another net.
+    """
+    _check_starts(starts)
+    stack.compare(stack.take(models, 0), stack.take(starts, 0), "the models and the starts")
+    start = stack.vectors(starts).cpu().double()
+    differs = (start != start[0]).any(dim=0)
+    start = start[:, differs]
+    in_order = stack.map(lambda _, tensor: tensor, starts, models)  # of the starts' names: a file may have another
+    weights = stack.vectors(in_order).cpu().double()[:, differs]
+    scale = (weights.square() @ start.square().T).sqrt()
+    return weights @ start.T / scale.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def least_likeness(students: int) -> float:
+    """The likeness (see `origins`) that chance reaches anywhere in fewer than one class in a thousand of so many.
+
+    Each of n networks meets each of n starts: with n^2 exp(-t^2 / 2) = 1 / 1000, t = sqrt(2 log(1000 n^2)).
+
+    >>> from paramarket import market
+    >>> round(market.least_likeness(6), 2), round(market.least_likeness(30), 2)
+    (4.58, 5.24)
+    """
+    students = whole_number("students", students, least=1)
+    return math.sqrt(2 * math.log(students**2 / MISTAKES))
+
+
+def foreign_origin(likeness: Float[Tensor, " students"], student: int) -> str:
+    """Why a network of such a likeness to each start is not this student's own (see `origins`); "" if it is."""
+    least = least_likeness(len(likeness))
+    others = likeness.clone()
+    others[student - 1] = -math.inf
+    nearest = int(others.argmax())
+    if others[nearest] > least:
+        return (
+            f"it grew, as a whole or in part, from the start of student {nearest + 1} "
+            f"(likeness {others[nearest]:.1f}, by chance {least:.1f} or less)"
+        )
+    if likeness[student - 1] <= least:
+        return (
+            f"it did not grow from the start of student {student} "
+            f"(likeness {likeness[student - 1]:.1f}, of a network's own more than {least:.1f})"
+        )
+    return ""
+
+
+def _check_starts(starts: Stack) -> None:
+    if stack.count(starts) < 2:
+        raise ParameterError(f"{stack.count(starts)} start(s), expected one for each of two students or more.")
 
 
 def _handed_in(folder: Path) -> list[Path]:
@@ -85,11 +164,12 @@ def _handed_in(folder: Path) -> list[Path]:
 
 
 class _Entry(NamedTuple):
+    path: Path
+    student: int
     params: Params
-    bid: float
 
 
-def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor) -> _Entry:
+def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor, starts: Stack) -> _Entry:
     _check_place(path, net)
     params = stack.map(Tensor.float, stack.load(path, card))
     alone = stack.join([params])
@@ -97,14 +177,35 @@ def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor) -> _E
     fault = _fault(net, alone, x)
     if fault:
         raise WeightsError(f"{path}: {fault}.")
-    text = stack.card_of(path).get("bid", "")
-    try:
-        bid = math.nan if "_" in text else float(text)
-    except ValueError:
-        bid = math.nan
-    if not 0 <= bid <= MOST_EUROS:
-        raise WeightsError(f"{path}: its bid is {text[:40]!r}, expected 0 euros or more: write the file with hand_in.")
-    return _Entry(params, bid)
+    student = _student_on(path, stack.count(starts))
+    foreign = foreign_origin(origins(alone, starts)[0], student)
+    if foreign:
+        raise WeightsError(f"{path}: {foreign}.")
+    return _Entry(path, student, params)
+
+
+def _student_on(path: Path, students: int) -> int:
+    """The number on a file's card; WeightsError if there is none in this class."""
+    text = stack.card_of(path).get("student", "")
+    plain = text.isascii() and text.isdecimal() and len(text) < 10
+    number = int(text) if plain else 0
+    if not 1 <= number <= students:
+        raise WeightsError(
+            f"{path}: its student is {text[:40]!r}, expected a number from 1 to {students}: write the file with "
+            "hand_in."
+        )
+    return number
+
+
+def _numbers_used_twice(found: Mapping[str, _Entry]) -> dict[str, str]:
+    """Why nobody of several entries with one number trades, by name: which is the student's own cannot be told."""
+    numbers = Counter(entry.student for entry in found.values())
+    reasons = {}
+    for name, entry in found.items():
+        if numbers[entry.student] > 1:
+            others = [other for other in found if found[other].student == entry.student and other != name]
+            reasons[name] = f"{entry.path}: student {entry.student} has handed in as {' and as '.join(others)}, too."
+    return reasons
 
 
 def _check_place(path: Path, net: nn.Module) -> None:
@@ -133,9 +234,20 @@ def _fault(net: nn.Module, alone: Stack, x: Tensor) -> str:
     return f"its weights or answers reach {largest:.0e}, expected less than {LARGEST:.0e}" if largest > LARGEST else ""
 
 
-def trading_day(net: nn.Module, entries: Entries, splits: Splits, terms: Terms, *, money: float = 1000.0) -> Outcome:
-    """Everyone meets everyone once, as a buyer (if it asks one seller at a time); nobody trains. See `market.run`.
+def trading_day(
+    net: nn.Module,
+    entries: Entries,
+    splits: Splits,
+    terms: Terms,
+    *,
+    value: float,
+    rounds: int | None = None,
+    money: float = 1000.0,
+) -> Outcome:
+    """So many rounds of trade; in each everybody asks as many others as the terms say, and nobody trains.
 
+    value: euros that an accuracy point is worth, to everyone alike · rounds: None is as many as there are others, so
+    that each asks each (if they ask one at a time); a large class takes fewer, and asks in rotation (see `meetings`)
     Raises WeightsError, by name, for a network whose answers to the day's examples cannot be traded.
     """
     agents = []
@@ -144,27 +256,67 @@ def trading_day(net: nn.Module, entries: Entries, splits: Splits, terms: Terms, 
             fault = _fault(net, stack.take(entries.models, [k]), split.x)
             if fault:
                 raise WeightsError(f"{name}: {fault}. Read the entries anew, with the day's own examples as x.")
-        agents.append(Agent(name, None, entries.bids[k], stack.take(entries.models, k)))
-    return run(net, [Market(agents, terms, 0)], splits, rounds=len(agents) - 1, steps=0, money=money)
+        agents.append(Agent(name, None, value, stack.take(entries.models, k)))
+    turns = len(agents) - 1 if rounds is None else rounds
+    return run(net, [Market(agents, terms, 0)], splits, rounds=turns, steps=0, money=money)
 
 
 def league(
-    net: nn.Module, entries: Entries, outcome: Outcome, splits: Splits, *, value: float, money: float = 1000.0
+    net: nn.Module,
+    entries: Entries,
+    outcome: Outcome,
+    splits: Splits,
+    *,
+    reference: Float[Tensor, " students"],
+    value: float,
+    money: float = 1000.0,
 ) -> pd.DataFrame:
-    """One row a student, the best at the top: accuracy before and after (test), what was bought and sold, euros won.
+    """One row a student, the best at the top, and at the bottom those who were turned away.
 
-    won: money at the end, less what was there, plus `value` euros for each point gained, the same for all: by its own
-    bid, whoever overstates it would climb
+    name · reference, handed_in, after: accuracies on test, of the reference, of what was handed in, and at the end ·
+    bought, sold: how often · money: euros at the end, less what was there · won: money + value · 100 · (after -
+    reference) · turned_away: the reason, "" for those who traded
+    reference: for each number of a student, the accuracy **on test** of a network that the class's recipe makes of that
+    student's share and start; the teacher has dealt both, so nothing that is handed in moves it. On test, because
+    `after` is: the score is the difference of two accuracies, and on the same images what is luck of the images is
+    mostly in both. Nothing is chosen by it, so `test` is still only reported.
+    value, money: the same as of the day (`trading_day`)
+
+    Who holds something back ("sandbagging") gains more by trade, and under `after - handed_in` climbs by that. Here it
+    sells less, pays half of every point that it buys back, and ends no higher. Who is turned away trades nothing and
+    wins 0: as much as by staying at home.
+    Raises ParameterError for a student without a reference.
     """
-    before = evaluate(net, entries.models, splits.test).accuracy.double().numpy()
-    after = outcome.accuracy[0, -1].double().numpy()
-    table = pd.DataFrame({"name": entries.names, "bid": entries.bids, "before": before, "after": after})
+    if max(entries.students) > len(reference):
+        raise ParameterError(f"{len(reference)} references, but a student {max(entries.students)}: expected one each.")
+    handed_in = evaluate(net, entries.models, splits.test).accuracy.double()
+    after = outcome.accuracy[0, -1].double()
+    before = torch.as_tensor(reference).double()[torch.tensor(entries.students) - 1]
+    earned = outcome.euros[0, -1, :-1] - money
     bought, sold = _counts(outcome.ledger.rows)
-    table["bought"] = [bought[name] for name in entries.names]
-    table["sold"] = [sold[name] for name in entries.names]
-    table["money"] = outcome.euros[0, -1, :-1].numpy() - money
-    table["won"] = table["money"] + value * 100 * (after - before)
-    return table.sort_values("won", ascending=False, ignore_index=True, kind="stable").round(3)
+    columns = {
+        "name": entries.names,
+        "reference": before.numpy(),
+        "handed_in": handed_in.numpy(),
+        "after": after.numpy(),
+        "bought": [bought[name] for name in entries.names],
+        "sold": [sold[name] for name in entries.names],
+        "money": earned.numpy(),
+        "won": score(earned, after, before, value=value).numpy(),
+        "turned_away": "",
+    }
+    traders = pd.DataFrame(columns).sort_values("won", ascending=False, kind="stable")
+    others = {"name": list(entries.refused), "bought": 0, "sold": 0, "money": 0.0, "won": 0.0}
+    turned_away = pd.DataFrame({**others, "turned_away": list(entries.refused.values())})
+    tables = [table for table in (traders, turned_away) if len(table)]
+    return pd.concat(tables, ignore_index=True).round(3)
+
+
+def score(
+    money: Float[Tensor, "*n"], after: Float[Tensor, "*n"], reference: Float[Tensor, "*n"], *, value: float
+) -> Float[Tensor, "*n"]:
+    """Euros won: the money that trade brought in, and `value` for each accuracy point above the reference."""
+    return money + value * 100 * (after - reference)
 
 
 class _Counts(NamedTuple):

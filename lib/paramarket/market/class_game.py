@@ -1,0 +1,198 @@
+"""The class game, played many times: is it best to hand in the best network that one has?
+
+In every class six students learn from images of their own. One of them, drawn by lot, plays several strategies, all
+else being equal: the same class, the same five others, the same day.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from paramarket import data, stack, train
+from paramarket.base import atomic, interval, paired, stream, whole_number
+from paramarket.data import Split
+from paramarket.market.classroom import foreign_origin, origins, score
+from paramarket.market.rounds import run
+from paramarket.market.terms import Agent, Market, Splits, Terms
+from paramarket.stack import Params, Stack
+
+STRATEGIES = ("honest", "noise", "sandbag", "copy")
+STUDENTS = 6
+HIDDEN = 32  # units of every network
+STEPS = 150  # in which every network is trained
+SANDBAG = 15  # steps after which a sandbagger hands in
+BATCH = 32
+LEARNING_RATE = 1e-2
+IMAGES = (1000, 200, 200)  # of train, dealt to the students, of quote and of audit; the rest is test
+KINDS = (3, 8)  # how many a student knows well, ends included
+KEPT = (0.02, 0.3)  # the share of the other kinds that it sees, ends included
+VALUE = 200.0  # euros that a point is worth
+COST = 100.0  # euros, the least that a seller takes
+MONEY = 20_000.0  # euros that everyone starts with
+TERMS = Terms(rule="audit", cost=COST)
+AT_A_TIME = 20  # classes that are trained in one stack
+CLASS_GAME = Path(__file__).with_name("class_game.csv")
+
+
+class _Class(NamedTuple):
+    """Drawn for one class: the images, each student's share and what it knows; who plays, and whom it may copy."""
+
+    splits: Splits
+    shares: list[Split]
+    kinds: list[int]
+    kept: list[float]
+    player: int
+    victim: int
+
+
+def play_classes(classes: int, *, seed: int) -> pd.DataFrame:
+    """Draw and train classes, and let one student of each play every strategy: one row a class and strategy.
+
+    class: its number; class k hangs on `seed` and k alone, not on how many there are · kinds, kept: how many kinds the
+    player knows, and the share of all others that it sees · strategy: it hands in its trained network ("honest"), its
+    untrained start ("noise"), its network after a tenth of the training ("sandbag"), another's network ("copy")
+    handed_in, after: accuracy on test (NaN where it was turned away) · money, won: euros, see `league`; the reference
+    is the network that it trained · turned_away: whether its weights grew from another's start
+    Each class deals the 1,797 images of "digits" anew, so that the luck of the images is another in each. The rule is
+    "audit"; a point is worth 200 euros, a seller takes 100 or more. Raises ParameterError for fewer than one class.
+    """
+    classes = whole_number("classes", classes, least=1)
+    digits = data.load("digits")
+    images = data.concat(digits.train, digits.quote, digits.audit, digits.test)
+    net = stack.mlp(images.x[0].numel(), [HIDDEN], len(digits.classes))
+    rows = []
+    for first in range(0, classes, AT_A_TIME):
+        some = range(first, min(first + AT_A_TIME, classes))
+        drawn = [_draw(images, stream(seed, "class game", k)) for k in some]
+        trained = _train(net, drawn, some, seed)
+        for place, (k, each) in enumerate(zip(some, drawn, strict=True)):
+            for row in _play(net, each, _Networks(*[stack.take(models, place) for models in trained])):
+                rows.append({"class": k, **row})
+    return pd.DataFrame(rows)
+
+
+def _draw(images: Split, generator: torch.Generator) -> _Class:
+    order = torch.randperm(len(images), generator=generator)
+    train_part, quote, audit, test = [
+        Split(images.x[part], images.y[part]) for part in order.tensor_split(np.cumsum(IMAGES).tolist())
+    ]
+    least, most = KINDS
+    kinds = torch.randint(least, most + 1, (STUDENTS,), generator=generator).tolist()
+    low, high = KEPT
+    kept = (low * (high / low) ** torch.rand(STUDENTS, generator=generator)).tolist()  # evenly on the logarithmic scale
+    dealing = int(torch.randint(2**31, (), generator=generator))
+    shares = []
+    for k in range(STUDENTS):
+        rare = torch.randperm(10, generator=generator)[kinds[k] :].tolist()
+        dealt = stream(dealing, "deal")  # the same for all, so that the shares are disjoint
+        shares.append(data.holding(train_part, rare, kept[k], dealt, student=k + 1, students=STUDENTS))
+    player, victim = torch.randperm(STUDENTS, generator=generator)[:2].tolist()
+    return _Class(Splits(quote, audit, test), shares, kinds, kept, player, victim)
+
+
+class _Networks(NamedTuple):
+    """Of the students of one class [6], or of several [classes, 6]: at the start, early, and at the end."""
+
+    starts: Stack
+    early: Stack
+    trained: Stack
+
+
+def _train(net: nn.Module, drawn: list[_Class], numbers: range, seed: int) -> _Networks:
+    """All students of several classes side by side; class k as if it were alone."""
+    starts = stack.chain([stack.init(net, STUDENTS, seed, purpose=f"class game {k}") for k in numbers])
+    shares = [share for each in drawn for share in each.shares]
+    orders = [stream(seed, "class game order", k, student) for k in numbers for student in range(STUDENTS)]
+    settings = {"steps": STEPS, "batch": BATCH, "lr": LEARNING_RATE, "generators": orders, "keep": [SANDBAG]}
+    done = train.fit(net, starts, shares, **settings)
+    shape = (len(drawn), STUDENTS)
+    return _Networks(*[stack.unflat(models, shape) for models in (starts, done.kept[SANDBAG], done.stack)])
+
+
+def _play(net: nn.Module, drawn: _Class, networks: _Networks) -> list[dict[str, object]]:
+    """The player's strategies, each in a market of its own; all markets in one run."""
+    entries = {
+        "honest": stack.take(networks.trained, drawn.player),
+        "noise": stack.take(networks.starts, drawn.player),
+        "sandbag": stack.take(networks.early, drawn.player),
+        "copy": stack.take(networks.trained, drawn.victim),
+    }
+    allowed = {name: entry for name, entry in entries.items() if _passes(entry, networks.starts, drawn.player)}
+    markets = [Market(_agents(networks.trained, drawn.player, entry), TERMS, 0) for entry in allowed.values()]
+    outcome = run(net, markets, drawn.splits, rounds=STUDENTS - 1, steps=0, money=MONEY)
+    accuracies = train.evaluate(net, stack.join(list(allowed.values())), drawn.splits.test).accuracy.double()
+    handed_in = dict(zip(allowed, accuracies, strict=True))
+    after = dict(zip(allowed, outcome.accuracy[:, -1, drawn.player].double(), strict=True))
+    money = dict(zip(allowed, outcome.euros[:, -1, drawn.player] - MONEY, strict=True))
+    rows = []
+    for name in STRATEGIES:
+        row = {"kinds": drawn.kinds[drawn.player], "kept": drawn.kept[drawn.player], "strategy": name}
+        row.update(handed_in=np.nan, after=np.nan, money=0.0, won=0.0, turned_away=name not in allowed)
+        if name in allowed:
+            won = score(money[name], after[name], handed_in["honest"], value=VALUE)
+            row.update(handed_in=float(handed_in[name]), after=float(after[name]))
+            row.update(money=float(money[name]), won=float(won))
+        rows.append(row)
+    return rows
+
+
+def _passes(entry: Params, starts: Stack, student: int) -> bool:
+    return foreign_origin(origins(stack.join([entry]), starts)[0], student + 1) == ""
+
+
+def _agents(models: Stack, player: int, entry: Params) -> list[Agent]:
+    """The class, its player with this entry."""
+    agents = []
+    for k in range(STUDENTS):
+        weights = entry if k == player else stack.take(models, k)
+        agents.append(Agent(str(k + 1), None, VALUE, weights))
+    return agents
+
+
+def write_class_game(table: pd.DataFrame, seed: int) -> None:
+    """Make a `play_classes` table the one that comes with the library; seed: that its classes were drawn with."""
+    with atomic(CLASS_GAME) as beside:
+        table.assign(seed=seed).round(4).to_csv(beside, index=False)
+
+
+def read_class_game() -> pd.DataFrame:
+    """The `play_classes` table that comes with the library, and the column `seed`.
+
+    >>> from paramarket import market
+    >>> market.read_class_game().groupby("strategy").size().to_dict()
+    {'copy': 200, 'honest': 200, 'noise': 200, 'sandbag': 200}
+    """
+    return pd.read_csv(CLASS_GAME)
+
+
+def class_game_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """What the honest won more than each other strategy, in the same class: one row a class and such a strategy.
+
+    class, strategy · honest_more: euros
+    """
+    parts = []
+    for name in STRATEGIES[1:]:
+        more = paired(table, "won", by="class", of="honest", minus=name)
+        parts.append(pd.DataFrame({"class": more.index, "strategy": name, "honest_more": more.to_numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def class_game_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By strategy: what the honest won more on average, with its 95 % interval over classes; and who won how often.
+
+    strategy · honest_more, honest_more_low, honest_more_high: euros · honest_better, equal, other_better: classes
+    """
+    rows = []
+    for name, each in class_game_differences(table).groupby("strategy", sort=False):
+        more = each.honest_more
+        counts = {
+            "honest_better": int((more > 0).sum()),
+            "equal": int((more == 0).sum()),
+            "other_better": int((more < 0).sum()),
+        }
+        rows.append({"strategy": name, **interval(more).columns("honest_more"), **counts})
+    return pd.DataFrame(rows)
