@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from paramarket import data, stack, train
+from paramarket.align import permutation_spec
 from paramarket.base import atomic, interval, paired, stream, whole_number
 from paramarket.data import Split
-from paramarket.market.classroom import foreign_origin, origins, score
+from paramarket.market.classroom import foreign_origin, score
 from paramarket.market.rounds import run
 from paramarket.market.terms import Agent, Market, Splits, Terms
 from paramarket.stack import Params, Stack
@@ -121,7 +122,11 @@ def _play(net: nn.Module, drawn: _Class, networks: _Networks) -> list[dict[str, 
         "sandbag": stack.take(networks.early, drawn.player),
         "copy": stack.take(networks.trained, drawn.victim),
     }
-    allowed = {name: entry for name, entry in entries.items() if _passes(entry, networks.starts, drawn.player)}
+    spec = permutation_spec(net, drawn.splits.quote.x[:1])
+    allowed = {}
+    for name, entry in entries.items():
+        if not foreign_origin(entry, networks.starts, spec, drawn.player + 1):
+            allowed[name] = entry
     markets = [Market(_agents(networks.trained, drawn.player, entry), TERMS, 0) for entry in allowed.values()]
     outcome = run(net, markets, drawn.splits, rounds=STUDENTS - 1, steps=0, money=MONEY)
     accuracies = train.evaluate(net, stack.join(list(allowed.values())), drawn.splits.test).accuracy.double()
@@ -138,10 +143,6 @@ def _play(net: nn.Module, drawn: _Class, networks: _Networks) -> list[dict[str, 
             row.update(money=float(money[name]), won=float(won))
         rows.append(row)
     return rows
-
-
-def _passes(entry: Params, starts: Stack, student: int) -> bool:
-    return foreign_origin(origins(stack.join([entry]), starts)[0], student + 1) == ""
 
 
 def _agents(models: Stack, player: int, entry: Params) -> list[Agent]:

@@ -10,13 +10,14 @@ The rules are made so that handing in the best network that one has is best, wha
   of noise would win: it gains most.
 - A point is worth the same to all, and the broker prices with that value. With bids of one's own, half of the true bid
   beats the true bid, and noise with a tiny bid buys nearly for nothing.
-- A network must have grown from its owner's own start (see `origins`), so nobody can hand in another's.
+- A network must have grown from its owner's own start, and no part of it from another's (see `origins`), so nobody can
+  hand in what somebody else has trained.
 """
 
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
@@ -25,7 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from paramarket import stack
+from paramarket import align, stack
+from paramarket.align import PermutationSpec, permutation_spec
 from paramarket.base import whole_number
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError
 from paramarket.market.rounds import Outcome, run
@@ -71,12 +73,13 @@ def read_entries(
     fewer than two starts.
     """
     _check_starts(starts)
+    spec = permutation_spec(net, x[:1])
     found = {}
     refused = {}
     for path in _handed_in(Path(folder)):
         name = path.parent.name
         try:
-            entry = _entry(path, net, card, x, starts)
+            entry = _entry(path, net, card, x, starts, spec)
         except ParamarketError as error:
             refused[name] = str(error)
         except Exception as error:  # what is wrong with one file must not end the day of thirty
@@ -94,7 +97,7 @@ def read_entries(
     return Entries(names, students, models, refused)
 
 
-def origins(models: Stack, starts: Stack) -> Float[Tensor, "K students"]:
+def origins(models: Stack, starts: Stack, spec: PermutationSpec | None = None) -> Float[Tensor, "K students"]:
     """How far each network is like each start, in standard errors of what chance would make of it.
 
     A network remembers where it began: training adds to its start, and seldom takes all of it away. With weights w and
@@ -102,50 +105,77 @@ def origins(models: Stack, starts: Stack) -> Float[Tensor, "K students"]:
     as likely as its mirror image, so for a network that has nothing to do with s this is a sum of coins: its standard
     error is 1, and it exceeds t with a probability below exp(-t^2 / 2), whatever the network (Hoeffding 1963,
     theorem 2). See `least_likeness` for the bar.
-    What it cannot see: a copy whose units stand in another order is like no start, and mixed into a network of one's
-    own it passes, as does a small part of a plain copy. And a network that was trained so long with so much weight
-    decay that nothing of its start is left has no origin any more.
+    spec: if given, the units of each network are first laid in the order that fits each start best (`align.reorder`),
+    so that a copy with its units in another order is found as well. Where more can be tried, chance finds more, too:
+    hold it against `least_likeness` of so many units.
+    What it cannot see: a small part of another's network, a quarter say, and a network of one's own that was taught the
+    answers of another's. And a network that was trained so long, with so much weight decay, that nothing of its start
+    is left has no origin any more.
     Raises ParameterError for fewer than two starts, and ShapeError for models of another net.
     """
     _check_starts(starts)
     stack.compare(stack.take(models, 0), stack.take(starts, 0), "the models and the starts")
-    start = stack.vectors(starts).cpu().double()
-    differs = (start != start[0]).any(dim=0)
-    start = start[:, differs]
-    in_order = stack.map(lambda _, tensor: tensor, starts, models)  # of the starts' names: a file may have another
-    weights = stack.vectors(in_order).cpu().double()[:, differs]
-    scale = (weights.square() @ start.square().T).sqrt()
-    return weights @ start.T / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    starts = stack.map(Tensor.cpu, starts)
+    models = stack.map(lambda _, tensor: tensor.cpu(), starts, models)  # named in one order: a file may have another
+    dealt = stack.vectors(starts).double()
+    dealt = dealt * (dealt != dealt[0]).any(dim=0)  # what all begin with, ones of a norm say, tells nothing
+    if spec is None:
+        return _likeness(stack.vectors(models).double(), dealt)
+    rows = []
+    for k in range(stack.count(models)):
+        own = stack.take(models, k)
+        fitted = stack.join([align.reorder(spec, stack.take(starts, j), own) for j in range(len(dealt))])
+        rows.append(_likeness(stack.vectors(fitted).double(), dealt).diagonal())
+    return torch.stack(rows)
 
 
-def least_likeness(students: int) -> float:
+def _likeness(
+    weights: Float[Tensor, "K weights"], dealt: Float[Tensor, "students weights"]
+) -> Float[Tensor, "K students"]:
+    error = (weights.square() @ dealt.square().T).sqrt()
+    return weights @ dealt.T / error.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def least_likeness(students: SupportsIndex, units: Sequence[int] = ()) -> float:
     """The likeness (see `origins`) that chance reaches anywhere in fewer than one class in a thousand of so many.
 
-    Each of n networks meets each of n starts: with n^2 exp(-t^2 / 2) = 1 / 1000, t = sqrt(2 log(1000 n^2)).
+    units: how many stand in each layer whose order was chosen to fit best; none, if the order was left as it is
+    Each of n networks meets each of n starts, in any of N = u1! u2! ... orders: with
+    n^2 N exp(-t^2 / 2) = 1 / 1000, t = sqrt(2 log(1000 n^2 N)).
 
     >>> from paramarket import market
     >>> round(market.least_likeness(6), 2), round(market.least_likeness(30), 2)
     (4.58, 5.24)
+    >>> round(market.least_likeness(6, [32]), 2)
+    13.57
     """
     students = whole_number("students", students, least=1)
-    return math.sqrt(2 * math.log(students**2 / MISTAKES))
+    orders = sum(math.lgamma(1 + count) for count in units)  # log N
+    return math.sqrt(2 * (math.log(students**2 / MISTAKES) + orders))
 
 
-def foreign_origin(likeness: Float[Tensor, " students"], student: int) -> str:
-    """Why a network of such a likeness to each start is not this student's own (see `origins`); "" if it is."""
-    least = least_likeness(len(likeness))
-    others = likeness.clone()
-    others[student - 1] = -math.inf
-    nearest = int(others.argmax())
-    if others[nearest] > least:
+def foreign_origin(params: Params, starts: Stack, spec: PermutationSpec, student: int) -> str:
+    """Why a network is not this student's own (number `student`, from 1 on), or not all of it; "" if it is.
+
+    See `origins`. It must be like its own start, and like no other, whatever the order of its units.
+    """
+    students = stack.count(starts)
+    alone = stack.join([params])
+    plain = origins(alone, starts)[0]
+    any_order = origins(alone, starts, spec)[0]
+    bar = least_likeness(students)
+    higher_bar = least_likeness(students, list(align.sizes(spec, params).values()))
+    for other in range(students):
+        if other != student - 1 and (plain[other] > bar or any_order[other] > higher_bar):
+            return (
+                f"it grew, as a whole or in part, from the start of student {other + 1} (likeness {plain[other]:.1f}, "
+                f"by chance {bar:.1f} or less; in the best order of units {any_order[other]:.1f}, by chance "
+                f"{higher_bar:.1f} or less)"
+            )
+    if plain[student - 1] <= bar:
         return (
-            f"it grew, as a whole or in part, from the start of student {nearest + 1} "
-            f"(likeness {others[nearest]:.1f}, by chance {least:.1f} or less)"
-        )
-    if likeness[student - 1] <= least:
-        return (
-            f"it did not grow from the start of student {student} "
-            f"(likeness {likeness[student - 1]:.1f}, of a network's own more than {least:.1f})"
+            f"it did not grow from the start of student {student} (likeness {plain[student - 1]:.1f}, of a network's "
+            f"own more than {bar:.1f})"
         )
     return ""
 
@@ -169,7 +199,9 @@ class _Entry(NamedTuple):
     params: Params
 
 
-def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor, starts: Stack) -> _Entry:
+def _entry(
+    path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor, starts: Stack, spec: PermutationSpec
+) -> _Entry:
     _check_place(path, net)
     params = stack.map(Tensor.float, stack.load(path, card))
     alone = stack.join([params])
@@ -178,7 +210,7 @@ def _entry(path: Path, net: nn.Module, card: Mapping[str, str], x: Tensor, start
     if fault:
         raise WeightsError(f"{path}: {fault}.")
     student = _student_on(path, stack.count(starts))
-    foreign = foreign_origin(origins(alone, starts)[0], student)
+    foreign = foreign_origin(params, starts, spec, student)
     if foreign:
         raise WeightsError(f"{path}: {foreign}.")
     return _Entry(path, student, params)
