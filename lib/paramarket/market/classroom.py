@@ -315,8 +315,8 @@ def league(
     value, money: the same as of the day (`trading_day`)
 
     Who holds something back ("sandbagging") gains more by trade, and under `after - handed_in` climbs by that. Here it
-    sells less, pays half of every point that it buys back, and ends no higher. Who is turned away trades nothing and
-    wins 0: as much as by staying at home.
+    sells less, pays for every point that it buys back, and ends no higher. (It pays the sellers' share of the gain, so
+    their `power` must be above 0.) Who is turned away trades nothing and wins 0: as much as by staying at home.
     Raises ParameterError for a student without a reference.
     """
     if max(entries.students) > len(reference):
