@@ -265,3 +265,17 @@ def test_student_copies_are_written(tmp_path):
     assert code == 1
     assert "exists already" in err
     assert (tmp_path / NOTEBOOK.name).read_text() == "a learner's work"
+
+
+def test_the_class_game_is_played_told_and_only_kept_when_asked(tmp_path, monkeypatch):
+    kept = tmp_path / "class_game.csv"
+    monkeypatch.setattr("paramarket.market.class_game.CLASS_GAME", kept)
+    code, told, _ = command("classes", "--classes", 2, "--seed", 3)
+    assert code == 0
+    lines = re.findall(r"The honest wins .* euros \(.* to .*\) more than (\w+): more in (\d) classes", told)
+    assert [name for name, _ in lines] == ["noise", "sandbag", "copy"]
+    assert not kept.exists()
+    assert command("classes", "--classes", 2, "--seed", 3, "--keep")[:2] == (code, told)
+    rows = kept.read_text().splitlines()
+    assert len(rows) == 1 + 2 * 4
+    assert all(row.endswith(",3") for row in rows[1:])
