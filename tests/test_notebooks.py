@@ -39,7 +39,7 @@ KEYS = {
     ],
     "06_price_the_gain": [
         *("gain_points", "gain_relative", "gain_relative_on_quote", "winners_curse", "own_class_change"),
-        *("worth_labels", "training_less_purchase_points", "caution_costs", "rivals_stop_at", "strategic_share"),
+        *("worth_labels", "training_less_purchase_points", "rivals_stop_at", "curse_of_few_images"),
     ],
     "07_run_the_market": [
         *("accuracy_alone", "accuracy_trading", "gain_points", "first_trade_gain_aligned"),
@@ -62,7 +62,7 @@ WORDS = {
 }
 # Results that are words or plain numbers, and hang on the parameters.
 PLAIN = {
-    "06_price_the_gain": {"nash_price_lowest", "nash_price_median", "nash_price_highest", "posted_price_median"},
+    "06_price_the_gain": {"nash_price_lowest", "nash_price_median", "nash_price_highest", "trades_by_mean"},
     "09_should_we_trade": {
         *("recommendation", "best_way", "compatible", "price_low", "price_high", "pilot_examples", "payback_months"),
     },

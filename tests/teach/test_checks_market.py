@@ -68,11 +68,10 @@ def unwritten(*_):
 @pytest.mark.parametrize(
     ("check", "answer", "says"),
     [
-        (teach.check_best_share, lambda b, s: (b / (b + s), b * s / (b + s)), "✓ best_share holds"),
-        (teach.check_best_share, lambda b, s: (s / (b + s), b * s / (b + s)), "That is the buyer's own share."),
-        (teach.check_best_share, lambda b, s: (0.0, b), "the bowl is lowest elsewhere"),
-        (teach.check_best_share, lambda b, s: (b / (b + s), min(b, s)), "the share is right; the error is not"),
-        (teach.check_best_share, unwritten, "… best_share is not written yet"),
+        (teach.check_price_from_sample, lambda s, c: price.posted_price(s, c).price, "✓ price_from_sample holds"),
+        (teach.check_price_from_sample, lambda s, _: s.mean(), "That is the mean of the values."),
+        (teach.check_price_from_sample, lambda s, _: s.max() + 1, "earns 0.00 a buyer"),
+        (teach.check_price_from_sample, unwritten, "… price_from_sample is not written yet"),
         (teach.check_best_bid, best_bid, "✓ best_bid holds"),
         (teach.check_best_bid, lambda v, low, high: best_bid(v, low, high) if v > low else v - 1, "✓ best_bid holds"),
         (teach.check_best_bid, lambda v, low, high: best_bid(v, low, high) + 1e-7, "✓ best_bid holds"),

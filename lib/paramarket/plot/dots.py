@@ -137,8 +137,8 @@ def gain_rows(
     places = np.arange(len(names))
     look = {"fmt": "D", "color": COLOURS[0], "capsize": 4, "label": "audited, 95 % interval over images"}
     axis.errorbar(audited.mean, places, xerr=whiskers(audited), **look)
-    axis.plot(audited.low, places, "|", color=COLOURS[0], markersize=14, markeredgewidth=3, label="what is paid for")
-    axis.plot(quoted, places, "o", markerfacecolor="white", color=COLOURS[1], label="told, where it was chosen")
+    axis.plot(audited.low, places, "|", color=COLOURS[0], markersize=14, markeredgewidth=3, label="lower end of that")
+    axis.plot(quoted, places, "o", markerfacecolor="white", color=COLOURS[1], label="on quote, where it was chosen")
     axis.plot(tested, places, "x", color="black", label="on test")
     axis.axvline(0, color="black", linewidth=1)
     axis.set(title=title, xlabel="gain (accuracy points)")

@@ -12,9 +12,9 @@ from paramarket.teach.checks_experts import (
 from paramarket.teach.checks_market import (
     check_best_answer,
     check_best_bid,
-    check_best_share,
     check_only_training,
     check_payment_both_sign,
+    check_price_from_sample,
     check_quote_and_audit,
     check_split_cents,
 )
@@ -33,7 +33,6 @@ __all__ = [
     "check_average",
     "check_best_answer",
     "check_best_bid",
-    "check_best_share",
     "check_break_even",
     "check_choose_way",
     "check_cka",
@@ -47,6 +46,7 @@ __all__ = [
     "check_output_router_step",
     "check_payment_both_sign",
     "check_pays_after",
+    "check_price_from_sample",
     "check_quote_and_audit",
     "check_same_mistake",
     "check_specialist",

@@ -6,30 +6,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramarket import contract
+from paramarket import contract, price
 from paramarket.teach.checking import fresh_generator, tell_learner
 
 
-def check_best_share(answer: Callable[[float, float], tuple[float, float]]) -> None:
-    """Notebook 06: the seller's share with the least squared error, estimates being independent; and that error."""
+def check_price_from_sample(answer: Callable[[np.ndarray, float], float]) -> None:
+    """Notebook 06: the price with the largest profit from the buyers seen, by their values and the seller's cost."""
+
+    def earned(sample: np.ndarray, cost: float, asked: float) -> float:
+        return float((asked - cost) * (sample >= asked).mean())
 
     def find_fault() -> str:
-        low, gap, coin = torch.rand(3, generator=fresh_generator()).tolist()
-        v_b, v_s = low + 0.1, low + gap + 0.2  # never alike: one would do for the other
-        if coin >= 0.5:
-            v_b, v_s = v_s, v_b
-        shares = torch.linspace(0, 1, 10_001, dtype=torch.float64)
-        errors = (1 - shares) ** 2 * v_b + shares**2 * v_s
-        best = shares[errors.argmin()].item()
-        share, error = map(float, answer(v_b, v_s))
-        if abs(share - best) > 1e-3:
-            hint = " That is the buyer's own share." if abs(1 - share - best) < 1e-3 else ""
+        generator = fresh_generator()
+        for buyers in (1, 2, 7, 30):
+            values = torch.rand(buyers, generator=generator, dtype=torch.float64)
+            sample = 50 + 100 * values.numpy()
+            cost = 40 * torch.rand(1, generator=generator).item()
+            best = price.posted_price(sample, cost)
+            asked = float(answer(sample.copy(), cost))
+            profit = earned(sample, cost, asked)
+            if profit >= best.profit - 1e-9:
+                continue
+            hint = ""
+            if asked == price.posted_price(sample).price:
+                hint = " It forgets the cost."
+            elif abs(asked - sample.mean()) < 1e-9:
+                hint = " That is the mean of the values."
             return (
-                f"for V_b = {v_b:.3f}, V_s = {v_s:.3f} it says w = {share:.3f}, but the bowl is lowest elsewhere.{hint}"
+                f"from {buyers} buyers, cost {cost:.1f}, a price of {asked:.2f} earns {profit:.2f} a buyer; "
+                f"{best.profit:.2f} can be had.{hint}"
             )
-        return "" if abs(error - errors.min().item()) < 1e-5 else f"the share is right; the error is not {error:.4f}."
+        return ""
 
-    tell_learner("best_share", find_fault)
+    tell_learner("price_from_sample", find_fault)
 
 
 def check_best_bid(answer: Callable[[float, float, float], float]) -> None:
