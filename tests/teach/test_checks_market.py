@@ -1,8 +1,12 @@
+from functools import partial
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from paramarket import contract, market, price, stack, teach
+from paramarket import align, base, contract, market, price, stack, teach, train
+from paramarket.teach import checks_market
 
 
 def best_bid(value, lowest, highest):
@@ -61,6 +65,46 @@ def payment(gain_a, gain_b):
     return (gain_b - gain_a) / 2 if gain_a + gain_b > 0 else None
 
 
+def purchase(
+    net,
+    spec,
+    buyer,
+    seller,
+    splits,
+    bid,
+    cost,
+    match=True,
+    chosen_on="quote",
+    priced_on="audit",
+    end="low",
+    needs_gain=True,
+    price=lambda value, cost: (value + cost) / 2,
+    hands_over=True,
+):
+    """Right as it stands; every option is a mistake."""
+    if match:
+        order = align.activation_matching(spec, buyer, seller, net=net, x=splits.quote.x)
+        seller = align.permute(spec, order, seller)
+    shares = torch.tensor([0.0, *market.GRID])
+    mixtures = stack.mix(torch.stack([1 - shares, shares], dim=1), stack.join([buyer, seller]))
+    best = train.evaluate(net, mixtures, getattr(splits, chosen_on)).loss.argmin()
+    bought = stack.take(mixtures, best)
+    judge = getattr(splits, priced_on)
+    answers = train.logits(net, stack.join([buyer, bought]), judge.x).argmax(dim=-1)
+    old, new = (answers == judge.y).float()
+    value = bid * getattr(base.interval(100 * (new - old), "examples"), end)
+    if needs_gain and (value <= 0 or value < cost):
+        return buyer, 0.0
+    return (bought if hands_over else buyer), price(value, cost)
+
+
+def in_place(net, spec, buyer, *others):
+    """Right, and careless with what it was handed."""
+    weights, paid = purchase(net, spec, stack.copy(buyer), *others)
+    buyer.clear()
+    return weights, paid
+
+
 def unwritten(*_):
     raise NotImplementedError
 
@@ -104,6 +148,18 @@ def unwritten(*_):
         (teach.check_split_cents, lambda c, s: [*[0] * (len(s) - 1), c], "a cent or more away from its share"),
         (teach.check_split_cents, rest_to_the_first, "a seller with no share got"),
         (teach.check_split_cents, lambda c, s: [c], "expected as many whole numbers"),
+        (teach.check_purchase, purchase, "✓ purchase holds"),
+        (teach.check_purchase, in_place, "✓ purchase holds"),
+        (teach.check_purchase, unwritten, "… purchase is not written yet"),
+        (teach.check_purchase, partial(purchase, priced_on="quote", end="mean"), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, end="mean"), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, needs_gain=False), "euros are paid"),
+        (teach.check_purchase, partial(purchase, price=lambda value, cost: value / 2), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, price=lambda v, c: (v - c) / 2), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, match=False), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, chosen_on="audit"), "✗ purchase: "),
+        (teach.check_purchase, partial(purchase, hands_over=False), "the buyer's weights are still the old ones"),
+        (teach.check_purchase, lambda *_: ({}, 0.0), "the buyer's weights afterwards and the net do not fit"),
         (teach.check_best_answer, best_answer, "✓ best_answer holds"),
         (teach.check_best_answer, lambda score, rival: best_answer(score, (0, 0)), "forgets that the rival takes half"),
         (teach.check_best_answer, lambda score, rival: best_answer(score.T, rival), "earns"),
@@ -145,3 +201,29 @@ def test_against_the_asks_of_the_linear_equilibrium_its_bid_is_the_best():
     bid = price.linear_equilibrium().bid
     for value in (0.3, 0.6, 1.0):
         assert best_bid(value, 1 / 4, 11 / 12) == pytest.approx(bid(value), abs=1e-12)
+
+
+def test_what_brings_nothing_must_cost_nothing():
+    shop = checks_market._open_shop()
+    pays_the_cost = partial(purchase, needs_gain=False, price=lambda value, cost: cost)
+    assert checks_market._needless_fault(purchase, shop) == ""
+    assert "nothing is gained" in checks_market._needless_fault(pays_the_cost, shop)
+
+
+@pytest.mark.parametrize(
+    ("paid", "says"),
+    [
+        (250.0, "gain on `quote`, which chose the mixture"),
+        (200.0, "mean gain on `audit`, not of the lower end"),
+        (100.0, "That is half of the value"),
+        (50.0, "That is the price of the surplus alone"),
+        (77.0, "match them first"),
+        (78.0, ""),
+    ],
+)
+def test_the_mistake_that_leads_to_a_sum_is_named(paid, says):
+    row = pd.Series({"promised": 2.0, "quoted": 4.0, "audited": 3.0})
+    evening = checks_market.Evening({}, {}, {}, row, pd.Series({"paid": 77.0}))
+    sentence = checks_market._likely_mistake(paid, evening, bid=100.0, cost=100.0)
+    assert says in sentence
+    assert bool(sentence) == bool(says)

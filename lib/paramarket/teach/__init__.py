@@ -15,6 +15,7 @@ from paramarket.teach.checks_market import (
     check_only_training,
     check_payment_both_sign,
     check_price_from_sample,
+    check_purchase,
     check_quote_and_audit,
     check_split_cents,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "check_payment_both_sign",
     "check_pays_after",
     "check_price_from_sample",
+    "check_purchase",
     "check_quote_and_audit",
     "check_same_mistake",
     "check_specialist",

@@ -1,12 +1,16 @@
 """Act three, what it is worth: the checks of notebooks 06, 07 and 08."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from paramarket import contract, price
+from paramarket import align, base, contract, data, market, price, stack
+from paramarket.align import PermutationSpec
+from paramarket.stack import Params
 from paramarket.teach.checking import fresh_generator, tell_learner
 
 
@@ -193,6 +197,175 @@ def check_split_cents(answer: Callable[[int, list[float]], list[int]]) -> None:
         return ""
 
     tell_learner("split_cents", find_fault)
+
+
+# (net, spec, buyer, seller, splits, bid, cost) -> (the buyer's weights afterwards, euros paid)
+Purchase = Callable[[nn.Module, PermutationSpec, Params, Params, market.Splits, float, float], tuple[Params, float]]
+CENTS = 0.02  # euros: the ledger rounds the value down to a cent, and the price to one
+DAY = {"rounds": 1, "steps": 40, "lr": 1e-2, "money": 1e6}  # short, so that there is much to buy on every evening
+
+
+class Shop(NamedTuple):
+    """A market of two small plants, by name; euros that selling costs; the seed of all its luck."""
+
+    net: nn.Module
+    spec: PermutationSpec
+    splits: market.Splits
+    plants: dict[str, market.Agent]
+    cost: float
+    seed: int
+
+
+class Evening(NamedTuple):
+    """One plant may buy: both networks before, its own afterwards, and the ledger's row; by the library.
+
+    unmatched: the row, had the seller's units stayed in their own order
+    """
+
+    buyer: Params
+    seller: Params
+    after: Params
+    row: pd.Series
+    unmatched: pd.Series
+
+
+def check_purchase(answer: Purchase) -> None:
+    """Notebook 07: one purchase, from the matching to the price, against the ledger of a market of two small plants.
+
+    answer: takes net, spec, the buyer's and the seller's weights, `market.Splits`, the buyer's bid (euros a point) and
+    the seller's cost (euros); gives the buyer's weights afterwards and the euros that it pays. Its terms are those of
+    `market.Terms()` but for the cost: activations matched, shares of `market.GRID`, rule "audit", half of the surplus.
+    """
+
+    def find_fault() -> str:
+        shop = _open_shop()
+        purchases = 0
+        for day in range(1, 10):
+            evenings = _evenings(shop, day)
+            for name, evening in evenings.items():
+                fault = _purchase_fault(answer, shop, evening)
+                if fault:
+                    return f"on day {day}, where {name} may buy, {fault}"
+                purchases += evening.row.traded
+            if purchases >= 3:
+                break
+            plants = {name: plant._replace(weights=evenings[name].after) for name, plant in shop.plants.items()}
+            shop = shop._replace(plants=plants)
+        for fault in (_needless_fault(answer, shop), _narrow_fault(answer, shop)):
+            if fault:
+                return fault
+        return ""
+
+    tell_learner("purchase", find_fault)
+
+
+def _open_shop() -> Shop:
+    """Plants that hardly see half of the kinds, so that there is something to buy."""
+    generator = fresh_generator()
+    seed = int(torch.randint(2**31, (), generator=generator))
+    bid = float(torch.randint(500, 2000, (), generator=generator))
+    cost = float(torch.randint(100, 300, (), generator=generator))
+    images = data.load("digits")
+    net = stack.mlp(images.train.x[0].numel(), [16], len(images.classes))
+    spec = align.permutation_spec(net, images.quote.x[:1])
+    splits = market.Splits(images.quote, images.audit, images.test)
+    plants = market.plants(images.train, len(images.classes), count=2, share=0.02, bid=bid, seed=seed)
+    return Shop(net, spec, splits, {plant.name: plant for plant in plants}, cost, seed)
+
+
+def _evenings(shop: Shop, day: int) -> dict[str, Evening]:
+    """A day of training for both plants, and then the purchase of each from the other as it was before."""
+    choices = stack.grid(buyer=["nobody", *shop.plants], match=["activations", "none"])
+    luck = base.stream(shop.seed, "day", day).initial_seed() % 2**31
+    markets = []
+    for choice in choices.itertuples():
+        present = [plant._replace(buys=name == choice.buyer) for name, plant in shop.plants.items()]
+        markets.append(market.Market(present, market.Terms(match=choice.match, cost=shop.cost), luck))
+    outcome = market.run(shop.net, markets, shop.splits, **DAY)
+    models = stack.unflat(outcome.models, (3, 2, len(shop.plants)))  # who buys, how matched, whose network
+    rows = outcome.ledger.rows.set_index(["buyer", "match"])
+    evenings = {}
+    for k, name in enumerate(shop.plants):
+        evenings[name] = Evening(
+            buyer=stack.take(models, (0, 0, k)),
+            seller=stack.take(models, (0, 0, 1 - k)),
+            after=stack.take(models, (1 + k, 0, k)),
+            row=rows.loc[name, "activations"],
+            unmatched=rows.loc[name, "none"],
+        )
+    return evenings
+
+
+def _purchase_fault(answer: Purchase, shop: Shop, evening: Evening) -> str:
+    """What a purchase by the learner has other than the ledger."""
+    row = evening.row
+    bid = shop.plants[row.name[0]].bid
+    weights, paid = _answered(answer, shop, evening.buyer, evening.seller, bid)
+    if abs(paid - row.paid) > CENTS:
+        told = (
+            f"{row.paid:.2f}" if row.traded else f"nothing ({row.why}; the lower end is {row.audited_low:.2f} points)"
+        )
+        return f"{paid:.2f} euros are paid; the ledger says {told}.{_likely_mistake(paid, evening, bid, shop.cost)}"
+    if not _apart(weights, evening.after):
+        return ""
+    if not _apart(weights, evening.buyer):
+        return "the price is right, and the buyer's weights are still the old ones."
+    return f"the price is right, the weights are not: in the ledger's {row.share:.0%} are the seller's."
+
+
+def _needless_fault(answer: Purchase, shop: Shop) -> str:
+    """What is paid for a network that the buyer has already, and what becomes of it."""
+    plant = shop.plants["A"]
+    own = stack.take(stack.init(shop.net, 1, shop.seed), 0)
+    weights, paid = _answered(answer, shop, own, own, plant.bid)
+    if paid != 0:
+        return f"where the seller has the buyer's own network, nothing is gained, and {paid:.2f} euros are paid."
+    return "with nothing to gain, the buyer's weights change." if _apart(weights, own) else ""
+
+
+def _narrow_fault(answer: Purchase, shop: Shop) -> str:
+    """What goes wrong where `quote` holds few kinds, so that the share which is best on it is best nowhere else."""
+    quote = shop.splits.quote
+    known = quote.y < len(quote.y.unique()) // 2
+    narrow = shop.splits._replace(quote=data.Split(quote.x[known], quote.y[known]))
+    shop = shop._replace(splits=narrow)
+    fault = _purchase_fault(answer, shop, _evenings(shop, 0)["A"])
+    return fault and f"where `quote` holds only kinds that A knows, {fault}"
+
+
+def _answered(answer: Purchase, shop: Shop, buyer: Params, seller: Params, bid: float) -> tuple[Params, float]:
+    """What a learner's purchase gives, whatever it does to what it is handed."""
+    copies = (stack.copy(buyer), stack.copy(seller))
+    weights, paid = answer(shop.net, shop.spec, *copies, shop.splits, bid, shop.cost)
+    stack.compare(weights, buyer, "the buyer's weights afterwards and the net")
+    return weights, float(paid)
+
+
+def _likely_mistake(paid: float, evening: Evening, bid: float, cost: float) -> str:
+    """The mistake that would lead to just that sum, in a sentence; nothing if none of the usual ones does."""
+    row = evening.row
+    half_of_all = row.promised * bid / 2
+    sums = {
+        "That is the price of the gain on `quote`, which chose the mixture.": _price(row.quoted * bid, cost),
+        "That is the price of the mean gain on `audit`, not of the lower end.": _price(row.audited * bid, cost),
+        "That is half of the value: the price lies half-way between the value and the cost.": half_of_all,
+        "That is the price of the surplus alone: the seller gets its cost, too.": half_of_all - cost / 2,
+        "That is what the seller's units cost as they are: match them first.": evening.unmatched.paid,
+    }
+    for sentence, amount in sums.items():
+        if abs(paid - amount) <= CENTS:
+            return f" {sentence}"
+    return ""
+
+
+def _price(value: float, cost: float) -> float:
+    """Half-way between the two, 0 where the value does not cover the cost."""
+    return (value + cost) / 2 if value >= cost else 0.0
+
+
+def _apart(weights: Params, expected: Params) -> bool:
+    """Whether two networks differ by more than rounding."""
+    return any(not torch.allclose(weights[name], expected[name], atol=1e-4) for name in expected)
 
 
 def check_best_answer(answer: Callable[[np.ndarray, tuple[int, int]], tuple[int, int]]) -> None:
