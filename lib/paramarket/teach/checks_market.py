@@ -302,10 +302,11 @@ def _purchase_fault(answer: Purchase, shop: Shop, evening: Evening) -> str:
     bid = shop.plants[row.name[0]].bid
     weights, paid = _answered(answer, shop, evening.buyer, evening.seller, bid)
     if abs(paid - row.paid) > CENTS:
-        told = (
-            f"{row.paid:.2f}" if row.traded else f"nothing ({row.why}; the lower end is {row.audited_low:.2f} points)"
-        )
-        return f"{paid:.2f} euros are paid; the ledger says {told}.{_likely_mistake(paid, evening, bid, shop.cost)}"
+        expected = f"{row.paid:.2f}"
+        if not row.traded:
+            expected = f"nothing ({row.why}; the lower end is {row.audited_low:.2f} points)"
+        mistake = _likely_mistake(paid, evening, bid, shop.cost)
+        return f"{paid:.2f} euros are paid; the ledger says {expected}.{mistake}"
     if not _apart(weights, evening.after):
         return ""
     if not _apart(weights, evening.buyer):
