@@ -217,7 +217,7 @@ def test_what_brings_nothing_must_cost_nothing():
         (200.0, "mean gain on `audit`, not of the lower end"),
         (100.0, "That is half of the value"),
         (50.0, "That is the price of the surplus alone"),
-        (77.0, "match them first"),
+        (77.0, "were they matched?"),
         (78.0, ""),
     ],
 )

@@ -351,7 +351,7 @@ def _likely_mistake(paid: float, evening: Evening, bid: float, cost: float) -> s
         "That is the price of the mean gain on `audit`, not of the lower end.": _price(row.audited * bid, cost),
         "That is half of the value: the price lies half-way between the value and the cost.": half_of_all,
         "That is the price of the surplus alone: the seller gets its cost, too.": half_of_all - cost / 2,
-        "That is what the seller's units cost as they are: match them first.": evening.unmatched.paid,
+        "So much it would be with the seller's units as they are: were they matched?": evening.unmatched.paid,
     }
     for sentence, amount in sums.items():
         if abs(paid - amount) <= CENTS:
