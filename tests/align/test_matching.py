@@ -451,3 +451,20 @@ def test_models_on_a_second_device_are_matched_alike_by_orders_on_the_cpu(name, 
         reordered = align.reorder_pairs(spec, away, stack.take(away, turned), matcher=match, **settings)
         assert {tensor.device for tensor in reordered.values()} == {device}
         assert equal(stack.map(lambda tensor: tensor.cpu(), reordered), moved)
+
+
+class Traced(nn.Sequential):
+    """The same layers; as a class of its own it might do anything, so its units are followed."""
+
+
+@pytest.mark.parametrize("hidden", [[16], [16, 7, 16], []])
+def test_a_chain_of_layers_says_what_following_its_units_would_say(hidden):
+    net = stack.mlp(64, hidden, 5)
+    spec = permutation_spec(net, torch.zeros(1, 64))
+    model = stack.take(stack.init(net, 1, seed=3), 0)
+    x = torch.randn(9, 64, generator=stream(0, "x"))
+    quick = align.specs.reads(net, spec, model, x)
+    followed = align.specs.reads(Traced(*net), spec, model, x)
+    assert [label for label, _ in quick] == [label for label, _ in followed]
+    assert len(quick) == len(hidden)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(quick, followed, strict=True))

@@ -26,7 +26,7 @@ from paramarket.align.symmetry import (
 from paramarket.align.tracing import REMEDY, Float64, NoDropout, Reads, Trace, of_examples, of_parameter
 from paramarket.base import stream
 from paramarket.errors import ShapeError
-from paramarket.stack import Params, layer_of
+from paramarket.stack import Params, is_dense, layer_of
 
 TOLERANCE = 1e-10  # of the largest answer, in float64
 _POOL = 1_048_573  # random numbers, used again and again: a prime, so that no two rows of a matrix are alike
@@ -185,6 +185,8 @@ def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> l
 
     That is what its layers read, and an attention's queries, keys and values; tokens count as examples.
     """
+    if _is_chain(net, spec):
+        return _chain_reads(net, spec, params, x)
     units = Names()
     numbers = number_units(units, params)
     counters = {name: buffer for name, buffer in net.named_buffers() if not buffer.is_floating_point()}
@@ -205,6 +207,26 @@ def reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> l
     for tensor, coordinates in trace.reads:
         for one in coordinates:
             found += [(labels[k], z) for k, z in _by_label(tensor, one, owner, rank)]
+    return found
+
+
+def _is_chain(net: nn.Module, spec: PermutationSpec) -> bool:
+    """Whether each layer reads what the one before it said, and nothing else: there is no need to follow units."""
+    if not is_dense(net) or any(list(layer.children()) for layer in net):
+        return False
+    inputs = [spec.axes[f"{name}.weight"][1] for name, layer in net.named_children() if type(layer) is nn.Linear]
+    return all(label is None or isinstance(label, str) for label in inputs)
+
+
+def _chain_reads(net: nn.Module, spec: PermutationSpec, params: Params, x: Tensor) -> list[tuple[str, Tensor]]:
+    found = []
+    with _evaluating(net):
+        for name, layer in net.named_children():
+            label = spec.axes[f"{name}.weight"][1] if type(layer) is nn.Linear else None
+            if label is not None:
+                found.append((label, x.flatten(0, -2).T.contiguous()))
+            own = {inner: params[f"{name}.{inner}"] for inner, _ in layer.named_parameters()}
+            x = functional_call(layer, own, (x,))
     return found
 
 
