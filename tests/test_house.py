@@ -27,8 +27,6 @@ OFFERED = {
     "decide.safeguards": "the lines of a warranty and of a rollback",
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
-    "market.class_game_differences": "the class game by class, for a picture of one's own",
-    "market.read_class_game": "what two hundred simulated classes won",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
 }
