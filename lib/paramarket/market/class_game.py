@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from paramarket import data, stack, train
-from paramarket.align import permutation_spec
 from paramarket.base import atomic, interval, paired, stream, whole_number
 from paramarket.data import Split
 from paramarket.market.classroom import foreign_origin, score
@@ -122,10 +121,9 @@ def _play(net: nn.Module, drawn: _Class, networks: _Networks) -> list[dict[str, 
         "sandbag": stack.take(networks.early, drawn.player),
         "copy": stack.take(networks.trained, drawn.victim),
     }
-    spec = permutation_spec(net, drawn.splits.quote.x[:1])
     allowed = {}
     for name, entry in entries.items():
-        if not foreign_origin(entry, networks.starts, spec, drawn.player + 1):
+        if not foreign_origin(net, entry, networks.starts, drawn.splits.quote.x, drawn.player + 1):
             allowed[name] = entry
     markets = [Market(_agents(networks.trained, drawn.player, entry), TERMS, 0) for entry in allowed.values()]
     outcome = run(net, markets, drawn.splits, rounds=STUDENTS - 1, steps=0, money=MONEY)
