@@ -272,10 +272,12 @@ def test_the_class_game_is_played_told_and_only_kept_when_asked(tmp_path, monkey
     monkeypatch.setattr("paramarket.market.class_game.CLASS_GAME", kept)
     code, told, _ = command("classes", "--classes", 2, "--seed", 3)
     assert code == 0
-    lines = re.findall(r"The honest wins .* euros \(.* to .*\) more than (\w+): more in (\d) classes", told)
-    assert [name for name, _ in lines] == ["noise", "sandbag", "copy"]
+    lines = re.findall(r"The honest wins .* euros \(.* to .*\) more than '([\w, ]+)', the others '(\w+)", told)
+    assert lines[:2] == [("noise", "honest"), ("sandbag", "honest")]
+    assert lines[-1] == ("half training", "two")
+    assert len(lines) == 8 + 3
     assert not kept.exists()
     assert command("classes", "--classes", 2, "--seed", 3, "--keep")[:2] == (code, told)
     rows = kept.read_text().splitlines()
-    assert len(rows) == 1 + 2 * 4
+    assert len(rows) == 1 + 2 * (9 + 4)
     assert all(row.endswith(",3") for row in rows[1:])

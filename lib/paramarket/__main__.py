@@ -362,12 +362,13 @@ def classes(classes: int, seed: int, keep: bool) -> None:
     """
     from paramarket import market
 
-    click.echo(f"Training {classes} classes, and {classes} times {len(market.STRATEGIES)} strategies …")
+    click.echo(f"Training {classes} classes, in each of which one student plays {len(market.STRATEGIES)} strategies …")
     table = market.play_classes(classes, seed=seed)
     for row in market.class_game_summary(table).itertuples():
         more = f"{row.honest_more:,.0f} euros ({row.honest_more_low:,.0f} to {row.honest_more_high:,.0f})"
         counts = f"{row.honest_better} classes, less in {row.other_better}, the same in {row.equal}"
-        click.echo(f"The honest wins {more} more than {row.strategy}: more in {counts}.")
+        versus = f"{row.strategy!r}, the others {row.others!r}"
+        click.echo(f"The honest wins {more} more than {versus}: more in {counts}; turned away in {row.turned_away}.")
     if keep:
         market.write_class_game(table, seed)
 
