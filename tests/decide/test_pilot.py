@@ -15,7 +15,12 @@ differences = st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=60)
 errors = st.lists(st.booleans(), min_size=1, max_size=40)
 # Shares that only the candidate gets right, and only the old model: many and few, even and one-sided
 cases = pytest.mark.parametrize(
-    ("better", "worse"), [(0.1, 0.1), (0.1, 0.05), (0.02, 0.02), (0.5, 0.5), (0.9, 0.05), (0.1, 0.0)]
+    ("better", "worse"),
+    [
+        (0.1, 0.05),
+        (0.02, 0.02),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in [(0.1, 0.1), (0.5, 0.5), (0.9, 0.05), (0.1, 0.0)]),
+    ],
 )
 
 
@@ -228,15 +233,15 @@ def test_the_alarm_is_that_of_a_bettor_who_starts_again_at_every_example(wrong, 
     assert decide.drift_alarm(torch.tensor(wrong), before, alpha).item() == alarm
 
 
-@pytest.mark.parametrize("before", [0.02, 0.05, 0.2, 0.5])
-@pytest.mark.parametrize("share", [1, 0.8])
+@pytest.mark.parametrize("before", [0.02, 0.2, *(pytest.param(each, marks=pytest.mark.full) for each in (0.05, 0.5))])
+@pytest.mark.parametrize("share", [1, pytest.param(0.8, marks=pytest.mark.full)])
 def test_false_alarms_are_as_rare_as_stated(before, share):
     alarm = decide.drift_alarm(draw_errors(share * before, 1500), before)
     assert (alarm >= 0).double().mean() <= 0.05
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.05, 0.15), (0.05, 0.3), (0.1, 0.2), (0.2, 0.3)])
-@pytest.mark.parametrize("onset", [0, 300])
+@pytest.mark.parametrize("onset", [300, pytest.param(0, marks=pytest.mark.full)])
 def test_the_delay_lies_between_the_floor_and_what_the_best_stake_needs(before, after, onset):
     wrong = torch.cat([draw_errors(before, onset), draw_errors(after, 1200, seed=1)], dim=1)
     alarm = decide.drift_alarm(wrong, before)

@@ -31,10 +31,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from paramarket import align, stack
 from paramarket.align import PermutationSpec, permutation_spec
-from paramarket.base import whole_number
+from paramarket.base import is_watched, whole_number
 from paramarket.errors import DataError, ParamarketError, ParameterError, WeightsError, unknown
 from paramarket.market.rounds import Outcome, run
 from paramarket.market.terms import Agent, Market, Splits, Terms
@@ -83,7 +84,7 @@ def read_entries(
     _check_starts(starts)
     found = {}
     refused = {}
-    for path in _handed_in(Path(folder)):
+    for path in tqdm(_handed_in(Path(folder)), "at the door", leave=False, disable=not is_watched()):
         name = path.parent.name
         try:
             entry = _entry(path, net, card, x, starts)
