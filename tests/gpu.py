@@ -223,7 +223,7 @@ def soups(device):
     yield "soup.domain_weights", soup.domain_weights(clusters, features[0][None])
     experts = moved(stack.unflat(stack.init(net, 6, seed=1), (2, 3)), device)
     yield "soup.score_mixtures", soup.score_mixtures(net, experts, domains, h[0, :3])
-    yield "soup.weighted_ensemble_loss", soup.weighted_ensemble_loss(net, experts, classifier, domains, h[0, :2])
+    yield "soup.score_ensemble", soup.score_ensemble(net, experts, classifier, domains, h[0, :2])
     x, y = SOME.x[:40].view(2, 20, 1, 8, 8), SOME.y[:40].view(2, 20)
     yield "soup.trial", soup.trial(net, *[stack.take(experts, (slice(None), k)) for k in range(2)], x, y)
 

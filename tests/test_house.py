@@ -29,6 +29,8 @@ OFFERED = {
     "decide.Way": "what a way of one's own has to keep",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
+    "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",
+    "soup.stored_numbers": "what a kind of soup takes to keep",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

@@ -516,12 +516,53 @@ def test_with_one_domain_the_ensemble_is_its_expert_and_with_a_mixture_it_asks_t
     domains, classifier = taught
     net, experts, labelled = bank(domains)
     eye, even = torch.eye(2), torch.full((1, 2), 0.5)
-    alone = soup.score_mixtures(net, experts, labelled, eye).loss
-    assert torch.allclose(soup.weighted_ensemble_loss(net, experts, classifier, labelled, eye), alone, atol=1e-5)
-    asked = soup.weighted_ensemble_loss(net, experts, classifier, labelled, even)
-    single = soup.score_mixtures(net, experts, labelled, even.expand(2, -1)).loss
-    assert asked.shape == (2, 1)
-    assert (asked[:, 0] < 0.3 * single.amin(dim=1)).all()
+    alone = soup.score_mixtures(net, experts, labelled, eye)
+    found = soup.score_ensemble(net, experts, classifier, labelled, eye)
+    assert torch.allclose(found.loss, alone.loss, atol=1e-5)
+    assert torch.equal(found.accuracy, alone.accuracy)
+    asked = soup.score_ensemble(net, experts, classifier, labelled, even)
+    single = soup.score_mixtures(net, experts, labelled, even.expand(2, -1))
+    assert asked.loss.shape == asked.accuracy.shape == (2, 1)
+    assert (asked.loss[:, 0] < 0.3 * single.loss.amin(dim=1)).all()
+    assert (asked.accuracy[:, 0] > single.accuracy.amax(dim=1)).all()
+
+
+def test_who_believes_its_own_h_is_the_one_who_knows_it_and_who_believes_another_is_judged_on_its_own(taught):
+    domains, classifier = taught
+    net, experts, labelled = bank(domains)
+    h = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    knows = soup.score_ensemble(net, experts, classifier, labelled, h)
+    same = soup.score_ensemble(net, experts, classifier, labelled, h, believed=h)
+    assert all(torch.equal(*pair) for pair in zip(knows, same, strict=True))
+    first = torch.tensor([[1.0, 0.0]])  # asks the first expert alone
+    astray = soup.score_ensemble(net, experts, classifier, labelled, h, believed=first.expand(2, -1))
+    for j in (0, 1):
+        alone = soup.score_mixtures(net, experts, labelled, h[j].expand(2, -1))
+        assert torch.allclose(astray.loss[:, j], alone.loss[:, 0], atol=1e-5)
+        assert torch.allclose(astray.accuracy[:, j], alone.accuracy[:, 0])
+    assert (knows.loss < astray.loss).all()
+
+
+def test_an_expert_that_the_classifier_rules_out_still_answers_who_believes_in_it_alone(taught):
+    domains, classifier = taught
+    net, experts, labelled = bank(domains)
+    sure = classifier._replace(model=stack.map(lambda tensor: 1000 * tensor, classifier.model))  # P(i | x) is 0 or 1
+    eye = torch.eye(2)
+    found = soup.score_ensemble(net, experts, sure, labelled, eye, believed=eye.flip(0))
+    alone = soup.score_mixtures(net, stack.map(lambda tensor: tensor.flip(1), experts), labelled, eye)
+    assert torch.allclose(found.loss, alone.loss, atol=1e-4)
+
+
+def test_what_a_customer_believes_has_to_be_weights_of_the_same_domains_and_customers(taught):
+    domains, classifier = taught
+    net, experts, labelled = bank(domains)
+    eye = torch.eye(2)
+    for bad in (2 * eye, eye - 1):
+        with pytest.raises(ParameterError, match="expected weights ≥ 0 that sum to 1"):
+            soup.score_ensemble(net, experts, classifier, labelled, eye, believed=bad)
+    score = inspect.unwrap(soup.score_ensemble)  # as a notebook calls it
+    with pytest.raises(ParameterError, match=r"believed has shape \(1, 2\), h \(2, 2\)"):
+        score(net, experts, classifier, labelled, eye, believed=eye[:1])
 
 
 def test_answers_are_weighed_by_hand_as_by_the_ensemble(taught):
@@ -534,8 +575,10 @@ def test_answers_are_weighed_by_hand_as_by_the_ensemble(taught):
     says = stack.forward(net, stack.take(experts, 0), x).softmax(dim=2)
     by_hand = -(weighed[:, 0] * says[0, range(5), y] + weighed[:, 1] * says[1, range(5), y]).log().mean()
     few = [Split(x, y)] * 2  # the same images as both domains: h weighs the answers, not the domains
-    found = soup.weighted_ensemble_loss(net, experts, classifier, few, h.unsqueeze(0))
-    assert found[0, 0] == pytest.approx(by_hand.item(), abs=1e-5)
+    found = soup.score_ensemble(net, experts, classifier, few, h.unsqueeze(0))
+    assert found.loss[0, 0] == pytest.approx(by_hand.item(), abs=1e-5)
+    right = (weighed.unsqueeze(2) * says.transpose(0, 1)).sum(dim=1).argmax(dim=1) == y
+    assert found.accuracy[0, 0] == pytest.approx(right.float().mean().item())
 
 
 @pytest.fixture(scope="module")
@@ -612,9 +655,9 @@ def shown_of(net, experts, classifier, domains, h):
     clusters = soup.cluster_features([soup.hidden_features(classifier, split.x) for split in domains], 3, seed=0)
     tried = soup.trial(net, stack.take(experts, 0), stack.take(experts, 1), shown.x, shown.y)
     scores = soup.score_mixtures(net, experts, domains, h)
-    ensemble = soup.weighted_ensemble_loss(net, experts, classifier, domains, h)
+    ensemble = soup.score_ensemble(net, experts, classifier, domains, h)
     guessed = soup.domain_weights(clusters, features)
-    return [features, *clusters, torch.as_tensor(tried.gain_nats.low), tried.ships, *scores, ensemble, guessed]
+    return [features, *clusters, torch.as_tensor(tried.gain_nats.low), tried.ships, *scores, *ensemble, guessed]
 
 
 def test_what_is_shown_of_models_on_another_device_is_on_the_cpu_with_the_same_numbers(taught):

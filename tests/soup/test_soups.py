@@ -516,6 +516,7 @@ def test_a_soup_begins_alike_whatever_stands_beside_it():
 
 
 KINDS = {"generic": Kind(0), "soup": Kind(3, WeightLaw((1, 2)))}
+LOW = Kind(3, WeightLaw((1, 2)), rank=1)
 
 
 def test_kinds_are_trained_as_each_would_be_alone_in_the_order_of_seeds():
@@ -526,6 +527,160 @@ def test_kinds_are_trained_as_each_would_be_alone_in_the_order_of_seeds():
         one = soup.train_kinds(NET, blobs(), {name: kind}, steps=40, seeds=[1], **HOW)
         assert same(one_of(both[name], 1), one[name], atol=1e-4)
         assert len(both[name].base["1.weight"]) == 2
+
+
+def test_experts_of_low_rank_have_that_rank_and_come_as_plain_soups():
+    kinds = {"one": LOW, "two": LOW._replace(rank=2)}
+    found = soup.train_kinds(NET, blobs(), kinds, steps=40, seeds=[0, 1], **HOW)
+    assert list(found) == list(kinds)
+    for rank, each in enumerate(found.values(), start=1):
+        assert {name: tensor.shape for name, tensor in each.experts.items()} == {
+            "1.weight": (2, 3, 4, 5),
+            "1.bias": (2, 3, 4),
+            "3.weight": (2, 3, 3, 4),
+            "3.bias": (2, 3, 3),
+        }
+        assert list(each.base) == list(each.experts) == [name for name, _ in NET.named_parameters()]
+        for name in ("1.weight", "3.weight"):
+            assert (torch.linalg.matrix_rank(each.experts[name], rtol=1e-4) == rank).all()
+        assert not any(tensor.requires_grad for part in each for tensor in part.values())
+        models = soup.specialists(each, torch.eye(DOMAINS))
+        assert stack.leading(models, 2) == (2, DOMAINS)
+
+
+def test_experts_of_low_rank_begin_at_0_so_that_the_first_model_is_the_base():
+    start = soup.init_soups(NET, DOMAINS, experts=[3, 3], seeds=[0, 1])
+    factors = soup.soups._factors(start, 2, [0, 1])
+    theta = soup.soups._low_rank_theta(factors, stack.mlp_of(start.router), start.router, weights(0, 1)[:, 0])
+    assert {name: tensor.tolist() for name, tensor in theta.items()} == {
+        name: tensor.tolist() for name, tensor in start.base.items()
+    }
+    assert all(not tensor.any() for tensor in factors.left.values())
+    assert all(tensor.any() for tensor in factors.right.values())
+
+
+def test_factors_of_full_rank_whose_second_is_orthogonal_say_what_dense_experts_say():
+    start, h = lived(seeds=(0, 1), dtype=torch.float64), weights(0, 1)[:, 0].double()
+    factors = soup.soups._factors(start, 5, [0, 1])
+    for name, tensor in factors.right.items():
+        inputs = tensor.shape[2]
+        turned = torch.linalg.qr(torch.randn(2, 3, inputs, inputs, generator=stream(5)).double())[0]  # A_i
+        left = start.experts[name] @ turned.mT  # B_i = E_i A_i^T
+        factors.right[name] = turned.flatten(1, 2)
+        factors.left[name] = left.transpose(1, 2).flatten(2)
+    theta = soup.soups._low_rank_theta(factors, stack.mlp_of(start.router), start.router, h)
+    bank = soup.soups._bank(start)
+    dense = soup.soups._theta(bank, stack.mlp_of(start.router), start.router, h)
+    for name, tensor in stack.from_vectors(dense, stack.take(start.base, 0)).items():
+        assert torch.allclose(theta[name], tensor, atol=1e-12)
+    base, experts = soup.soups._multiply_out(factors, start)
+    assert all(torch.allclose(tensor, start.experts[name], atol=1e-12) for name, tensor in experts.items())
+    assert equal(base, start.base)
+
+
+def moved_factors(start, rank, seeds):
+    """Factors whose first is no longer 0."""
+    factors = soup.soups._factors(start, rank, seeds)
+    for name, tensor in factors.left.items():
+        drawn = torch.randn(tensor.shape, generator=stream(6, name)).to(tensor)
+        factors.left[name] = drawn.requires_grad_()
+    return factors
+
+
+def test_the_gradients_of_factors_are_those_through_the_dense_sum():
+    start, h = lived(seeds=(0, 1), dtype=torch.float64), weights(0, 1)[:, 0].double()
+    x, y = torch.randn(7, 5, generator=stream(3), dtype=torch.float64), torch.arange(7) % 3
+    factors = moved_factors(start, 2, [0, 1])
+    router = stack.map(Tensor.requires_grad_, stack.copy(start.router))
+    learnt = [*(tensor for part in factors for tensor in part.values()), *router.values()]
+
+    def slopes(models):
+        logits = stack.apply(NET, models, x, shared=True, training=True)
+        losses = cross_entropy(logits.mT, y.expand(2, -1), reduction="none").mean(dim=1)
+        return torch.autograd.grad(losses.sum(), learnt)
+
+    found = slopes(soup.soups._low_rank_theta(factors, stack.mlp_of(router), router, h))
+    experts = dict.fromkeys(start.experts)
+    base = dict.fromkeys(start.base)
+    for name in experts:
+        if name in factors.others:
+            base[name], experts[name] = factors.others[name][:, 0], factors.others[name][:, 1:]
+        else:
+            left, right = factors.left[name].unflatten(2, (3, 2)), factors.right[name].unflatten(1, (3, 2))
+            base[name], experts[name] = factors.base[name], torch.einsum("konr,knri->knoi", left, right)
+    dense = Soup(base, experts, router)
+    alpha = stack.apply(stack.mlp_of(router), router, h.unsqueeze(1), shared=False, training=True)
+    wanted = slopes(stack.take(soup.combine(dense, alpha), (slice(None), 0)))
+    assert all(torch.allclose(*pair, atol=1e-12) for pair in zip(found, wanted, strict=True))
+    assert all(slope.any() for slope in found)
+
+
+def test_dense_kinds_are_the_same_bit_for_bit_beside_kinds_of_low_rank():
+    alone = soup.train_kinds(NET, blobs(), KINDS, steps=20, seeds=[0, 1], **HOW)
+    beside = soup.train_kinds(NET, blobs(), {"low": LOW} | KINDS, steps=20, seeds=[0, 1], **HOW)
+    assert list(beside) == ["low", *KINDS]
+    assert all(same(beside[name], alone[name]) for name in KINDS)
+
+
+def test_kinds_of_low_rank_are_trained_as_each_would_be_alone():
+    kinds = {"few": LOW, "many": LOW._replace(experts=5), "none": Kind(0, rank=1)}
+    both = soup.train_kinds(NET, blobs(), kinds, steps=40, seeds=[0, 1], **HOW)
+    for name, kind in kinds.items():
+        one = soup.train_kinds(NET, blobs(), {name: kind}, steps=40, seeds=[1], **HOW)
+        assert same(one_of(both[name], 1), one[name], atol=1e-4)
+        assert stack.leading(both[name].experts, 2) == (2, kind.experts)
+    generic = soup.train_kinds(NET, blobs(), {"none": Kind(0)}, steps=40, seeds=[0, 1], **HOW)
+    assert same(both["none"], generic["none"], atol=1e-4)  # without experts there is nothing of low rank
+
+
+def test_experts_of_low_rank_tell_domains_apart_where_one_model_cannot():
+    kinds = {"generic": Kind(0), "low": LOW._replace(law=WeightLaw((1, 1)))}
+    found = soup.train_kinds(NET, blobs(), kinds, steps=400, seeds=[0, 1], **HOW)
+    loss = soup.score_single_domains(NET, found, blobs()).loss
+    assert (loss[:, 1] < 0.9 * loss[:, 0]).all()
+
+
+def test_convolutions_have_factors_too():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    images = [Split(torch.randn(20, 1, 4, 4, generator=stream(d, "images")), torch.arange(20) % 3) for d in range(2)]
+    found = soup.train_kinds(net, images, {"low": LOW}, steps=5, seeds=[0], **HOW)["low"]
+    assert found.experts["0.weight"].shape == (1, 3, 4, 1, 3, 3)
+    assert (torch.linalg.matrix_rank(found.experts["0.weight"].flatten(3), rtol=1e-4) == 1).all()
+
+
+@pytest.mark.parametrize("rank", [0, -1, 1.5, "2", True])
+def test_a_rank_that_is_none_is_refused_before_work_starts(rank, monkeypatch):
+    kinds = {"dense": Kind(2), "low": inspect.unwrap(Kind)(2, rank=rank)}
+    monkeypatch.setattr(soup.soups, "train_soups", lambda *_, **__: pytest.fail("work has begun"))
+    with pytest.raises(ParameterError, match=r"^rank = .*, expected a whole number ≥ 1"):
+        inspect.unwrap(soup.train_kinds)(NET, blobs(), kinds, steps=5, seeds=[0])
+    with pytest.raises(ParameterError, match=r"^rank = .*, expected a whole number ≥ 1"):
+        inspect.unwrap(soup.stored_numbers)(NET, kinds["low"], DOMAINS)
+
+
+def test_experts_that_have_lived_cannot_go_on_at_low_rank():
+    with pytest.raises(ParameterError, match="rank = 1: experts of low rank start at 0, these do not"):
+        trained(lived(), weights(0), [0], rank=1)
+
+
+def test_a_model_alone_keeps_itself():
+    assert soup.stored_numbers(NET, Kind(0), DOMAINS) == soup.stored_numbers(NET, Kind(0, rank=2), DOMAINS) == 39
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_what_a_soup_keeps_is_counted_as_it_is_built(experts):
+    start = soup.init_soups(NET, DOMAINS, experts=[experts], seeds=[0])
+    built = sum(tensor.numel() for part in start for tensor in part.values())
+    assert soup.stored_numbers(NET, Kind(experts), DOMAINS) == built
+    factors = soup.soups._factors(start, 1, [0])
+    learnt = sum(tensor.numel() for part in (*factors, start.router) for tensor in part.values())
+    assert soup.stored_numbers(NET, Kind(experts, rank=1), DOMAINS) == learnt
+
+
+def test_the_higher_the_rank_the_more_is_kept_up_to_dense_experts():
+    kept = [soup.stored_numbers(NET, Kind(3, rank=rank), DOMAINS) for rank in range(1, 9)]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1] == soup.stored_numbers(NET, Kind(3), DOMAINS)
 
 
 def test_the_score_of_single_domains_is_the_mean_of_every_specialist_at_home():
@@ -545,10 +700,11 @@ def soups_trained(device):
     start = soup.init_soups(NET, DOMAINS, experts=[3, 2], seeds=[0, 1], device=device)
     fit = soup.train_soups(NET, start, blobs(), h, seeds=[0, 1], **HOW)
     kinds = soup.train_kinds(NET, blobs(), KINDS, steps=3, seeds=[0], device=device, **HOW)
+    low = soup.train_kinds(NET, blobs(), {"low": LOW}, steps=3, seeds=[0], device=device, **HOW)["low"]
     begin = kinds["generic"].base
     alone = soup.train_alone(NET, blobs(), h[0], steps=3, seeds=[0], start=begin, device=device, **HOW)
     scores = soup.score_single_domains(NET, kinds, blobs())
-    models = [alone, soup.specialists(fit.soup, h[0]), soup.specialists(kinds["generic"], h[0]), *kinds["soup"]]
+    models = [alone, soup.specialists(fit.soup, h[0]), soup.specialists(kinds["generic"], h[0]), *kinds["soup"], *low]
     return models, [soup.alphas(fit.soup, h[0])], [fit.losses, *scores]
 
 

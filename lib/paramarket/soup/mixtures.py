@@ -182,30 +182,41 @@ def hidden_features(
 
 
 @torch.no_grad()
-def weighted_ensemble_loss(
+def score_ensemble(
     net: nn.Module,
     experts: Stack,
     classifier: DomainClassifier,
     domains: Sequence[Split],
     h: Float[Tensor, "J domains"],
-) -> Float[Tensor, "K J"]:
-    """Loss under J mixtures of K banks [K, domains], all kept: their answers weighed, image by image, by h_i P(i | x).
+    *,
+    believed: Float[Tensor, "J domains"] | None = None,
+) -> MixtureScore:
+    """Scores under J mixtures h of K banks [K, domains], all kept, their answers weighed image by image; [K, J].
 
-    A classifier that has seen all domains alike says P(i | x) for equal shares; a customer's own shares are h.
+    The weight of expert i is b_i P(i | x), made to sum to 1. A classifier that has seen all domains alike says P(i | x)
+    for equal shares; b turns that into a customer's own by Bayes' rule.
+    believed: b, the shares that the customer takes for its own; None: it knows h. Raises ParameterError for an h or b
+    that is no weights.
     """
+    b = h if believed is None else believed
     check_weights(h, len(domains))
-    banks, count = leading(experts, 2)
-    h = h.cpu()
-    losses = []
+    check_weights(b, len(domains))
+    if b.shape != h.shape:
+        raise ParameterError(f"believed has shape {tuple(b.shape)}, h {tuple(h.shape)}: expected as many customers.")
+    bank = leading(experts, 2)
+    losses, accuracies = [], []
     for split in domains:
-        which = forward(classifier.net, classifier.model, split.x)[0].softmax(dim=-1).cpu()  # P(i | x), [n, domains]
-        weights = h.unsqueeze(1) * which  # [J, n, domains]
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        answers = forward(net, flat(experts), split.x).softmax(dim=-1).cpu()
-        truth = answers[:, torch.arange(len(split)), split.y.cpu()].unflatten(0, (banks, count))  # [K, domains, n]
-        chance = torch.einsum("jnd,kdn->kjn", weights, truth)
-        losses.append(-chance.clamp_min(1e-12).log().mean(dim=-1))
-    return (torch.stack(losses, dim=-1) * h).sum(dim=-1)
+        y = split.y.cpu()
+        which = forward(classifier.net, classifier.model, split.x)[0].log_softmax(dim=-1).cpu()  # log P(i | x), [n, i]
+        weights = (b.cpu().log().unsqueeze(1) + which).softmax(dim=-1)  # [J, n, domains]
+        answers = forward(net, flat(experts), split.x).softmax(dim=-1).cpu().unflatten(0, bank)
+        weighed = torch.einsum("jnd,kdnc->kjnc", weights, answers)
+        truth = weighed[..., torch.arange(len(y)), y]
+        losses.append(-truth.clamp_min(1e-12).log().mean(dim=-1))
+        accuracies.append((weighed.argmax(dim=-1) == y).float().mean(dim=-1))
+    loss = (torch.stack(losses, dim=-1) * h.cpu()).sum(dim=-1)
+    accuracy = (torch.stack(accuracies, dim=-1) * h.cpu()).sum(dim=-1)
+    return MixtureScore(loss, accuracy)
 
 
 class Clusters(NamedTuple):

@@ -2,9 +2,12 @@
 
 Theta(h) = S + sum_i phi_i(h) E_i for domain weights h (see `mixtures`); phi is a small MLP, without a softmax. Out come
 plain parameters: no soup is needed to run a specialist. A model trained alone is a soup without experts.
+
+Experts may be of low rank, a product of two thin matrices each, as in LoRA (Hu et al. 2022, section 4.1): much less to
+store. The paper has such experts too; in which form could not be checked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,6 +23,8 @@ from paramarket.errors import ParameterError, ShapeError
 from paramarket.soup.mixtures import MixtureScore, WeightLaw, batches, check_weights, draw_plans, score_mixtures
 from paramarket.stack import Stack
 from paramarket.train import AdamW, check_finite, learning_rates, make_backward, probabilities
+
+ROUTER_UNITS = 32  # hidden units of phi
 
 
 class Soup(NamedTuple):
@@ -43,10 +48,15 @@ class SoupFit(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of soup: how many experts it has, and how h is drawn in training; None: all domains alike, always."""
+    """A kind of soup: how many experts it has, how h is drawn in training, and of which rank the experts are.
+
+    law: None: all domains alike, always · rank: None: dense experts; else every expert of a matrix [out, in] is
+    E_i = B_i A_i with B_i [out, rank] and A_i [rank, in], while what is no matrix (biases) stays dense
+    """
 
     experts: int
     law: WeightLaw | None = None
+    rank: int | None = None
 
 
 def init_soups(
@@ -55,7 +65,7 @@ def init_soups(
     *,
     experts: Sequence[int],
     seeds: Sequence[int],
-    hidden: int = 32,
+    hidden: int = ROUTER_UNITS,
     device: torch.device | str = "cpu",
 ) -> Soup:
     """K soups at their start: S as PyTorch draws it, E 0, phi random; soups of one seed start alike.
@@ -149,12 +159,14 @@ def train_soups(
     seeds: Sequence[int],
     batch: int = 128,
     lr: float = 3e-3,
+    rank: int | None = None,
 ) -> SoupFit:
     """Train K soups at once, a step for every h: Theta(h), a batch of mix(h), one backward for S, E and phi.
 
     The same h at every step trains for that mixture alone. Adam, its rate falling to 0 in a line. seeds: one a soup,
-    for the examples that it draws; runs of one seed see the same random numbers. Raises ShapeError, ParameterError for
-    an h that is no weights, TrainingError where losses or weights are not finite.
+    for the examples that it draws; runs of one seed see the same random numbers. rank: of the experts, see `Kind`; they
+    have to start at 0. Raises ShapeError, ParameterError for an h that is no weights and for a rank that cannot be,
+    TrainingError where losses or weights are not finite.
     """
     seeds = _whole_numbers("seeds", seeds)
     copies = stack.check(net, start.base)
@@ -163,36 +175,78 @@ def train_soups(
         raise ShapeError(
             f"{copies} soups, {len(seeds)} seeds, h of shape {tuple(h.shape)}: expected h for each of them."
         )
-    bank = _bank(start).requires_grad_()
+    _check_rank(rank, start.experts)
     router = stack.map(Tensor.requires_grad_, stack.copy(start.router))
-    has_experts = bank.shape[1] > 1
+    has_experts = stack.leading(start.experts, 2)[1] > 0
     phi = stack.mlp_of(router) if has_experts else None
-    learnt = [bank, *router.values()] if has_experts else [bank]
-    optimizer = AdamW(learnt)
-    rates = learning_rates("linear", lr, steps)
+    asked = list(router.values()) if has_experts else []
+    if rank is None or not has_experts:
+        bank = _bank(start).requires_grad_()
+        one = stack.take(start.base, 0)
 
-    one = stack.take(start.base, 0)
-    mixed = stack.copy(start.base)  # Theta(h) of every soup, overwritten at every step
+        def theta_of(h: Float[Tensor, "K domains"]) -> Stack:
+            return stack.from_vectors(_theta(bank, phi, router, h), one)
+
+        losses = _descend(net, start.base, theta_of, [bank, *asked], domains, h, seeds=seeds, batch=batch, lr=lr)
+        base = stack.copy(stack.from_vectors(bank[:, 0], one))
+        experts = stack.copy(stack.from_vectors(bank[:, 1:], one))
+    else:
+        factors = _factors(start, rank, seeds)
+        learnt = [tensor for part in factors for tensor in part.values()]
+
+        def theta_of(h: Float[Tensor, "K domains"]) -> Stack:
+            return _low_rank_theta(factors, phi, router, h)
+
+        losses = _descend(net, start.base, theta_of, [*learnt, *asked], domains, h, seeds=seeds, batch=batch, lr=lr)
+        base, experts = _multiply_out(factors, start)
+    found = Soup(base, experts, stack.map(Tensor.detach, router))
+    check_finite(losses, found.router | {"S": stack.vectors(base), "E": stack.vectors(experts, axes=2)}, steps)
+    return SoupFit(found, losses.T.cpu())
+
+
+def _check_rank(rank: int | None, experts: Stack) -> None:
+    if rank is None:
+        return
+    whole_number("rank", rank, least=1)
+    if any(tensor.any() for tensor in experts.values()):
+        raise ParameterError(f"rank = {rank}: experts of low rank start at 0, these do not (see `init_soups`).")
+
+
+def _descend(
+    net: nn.Module,
+    models: Stack,
+    theta_of: Callable[[Float[Tensor, "K domains"]], Stack],
+    learnt: Sequence[Tensor],
+    domains: Sequence[Split],
+    h: Float[Tensor, "K steps domains"],
+    *,
+    seeds: Sequence[int],
+    batch: int,
+    lr: float,
+) -> Float[Tensor, "steps K"]:
+    """Move what is learnt, in place, a step for every h; theta_of: Theta(h) from it. Gives the losses, nats.
+
+    models: of the shapes, device and type of Theta(h)
+    """
+    optimizer = AdamW(learnt)
+    rates = learning_rates("linear", lr, h.shape[1])
+    mixed = stack.copy(models)  # Theta(h) of every soup, overwritten at every step
     slopes = stack.map(torch.zeros_like, mixed)  # and the gradients with respect to it
     backward = make_backward(net, mixed, slopes, batch)
-    classes = stack.forward(net, start.base, domains[0].x[:1]).shape[-1]
+    classes = stack.forward(net, models, domains[0].x[:1]).shape[-1]
 
     own = {seed: stream(seed, "mixtures") for seed in seeds}  # one object a seed: `batches` draws once for all its runs
-    drawn = batches(domains, h.to(bank), batch, [own[seed] for seed in seeds])
+    drawn = batches(domains, stack.place(h, models), batch, [own[seed] for seed in seeds])
     losses = []
-    bar = tqdm(drawn, f"training {copies} soups", total=steps, leave=False, delay=1, disable=not is_watched())
+    bar = tqdm(drawn, f"training {len(h)} soups", total=len(rates), leave=False, delay=1, disable=not is_watched())
     for examples, rate in zip(bar, rates, strict=True):
-        theta = stack.from_vectors(_theta(bank, phi, router, examples.h), one)
+        theta = theta_of(examples.h)
         for name, tensor in theta.items():
             mixed[name].copy_(tensor.detach())
         losses.append(backward(examples.x, probabilities(examples.y, classes)))
-        gradients = torch.autograd.grad(list(theta.values()), learnt, list(slopes.values()))
+        gradients = torch.autograd.grad(list(theta.values()), learnt, [slopes[name] for name in theta])
         optimizer.step(gradients, rate)
-    losses = torch.stack(losses)
-    check_finite(losses, router | {"S and E": bank.detach()}, steps)
-    base = stack.copy(stack.from_vectors(bank[:, 0], one))
-    experts = stack.copy(stack.from_vectors(bank[:, 1:], one))
-    return SoupFit(Soup(base, experts, stack.map(Tensor.detach, router)), losses.T.cpu())
+    return torch.stack(losses)
 
 
 def _bank(soup: Soup) -> Float[Tensor, "K parts weights"]:
@@ -211,6 +265,107 @@ def _theta(
     return torch.bmm(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), bank).squeeze(1)
 
 
+class _Factors(NamedTuple):
+    """What is learnt of K soups whose experts are of low rank, by name; factors of all experts in one matrix.
+
+    base: the matrices of S, [K, out, ...] · left: B_1 … B_n side by side, [K, out, n · rank]
+    right: A_1 … A_n one below the other, [K, n · rank, in]
+    others: S and every E_i of what is no matrix, [K, 1 + n, ...]
+    """
+
+    base: Stack
+    left: Stack
+    right: Stack
+    others: Stack
+
+
+def _factors(start: Soup, rank: int, seeds: Sequence[int]) -> _Factors:
+    """Factors at their start: B is 0, so that every expert is; A is normal with variance 1 / rank.
+
+    With that variance a first step of Adam, which moves every number of B by the learning rate, moves the numbers of
+    B A by about as much: the learning rate of dense experts serves here too.
+    """
+    copies, experts = stack.leading(start.experts, 2)
+    base, left, right, others = {}, {}, {}, {}
+    for name, tensor in start.base.items():
+        if tensor.ndim == 2:
+            both = torch.cat([tensor.unsqueeze(1), start.experts[name]], dim=1)
+            others[name] = both.detach().requires_grad_()
+            continue
+        outputs, inputs = tensor.flatten(2).shape[1:]
+        drawn = []
+        for seed in seeds:
+            for expert in range(experts):
+                drawn.append(torch.randn(rank, inputs, generator=stream(seed, "A", name, expert)))
+        base[name] = tensor.detach().clone().requires_grad_()
+        left[name] = tensor.new_zeros(copies, outputs, experts * rank).requires_grad_()
+        normal = torch.cat(drawn).view(copies, experts * rank, inputs).to(tensor)
+        right[name] = (normal / rank**0.5).requires_grad_()
+    return _Factors(base, left, right, others)
+
+
+def _low_rank_theta(factors: _Factors, phi: nn.Sequential, router: Stack, h: Float[Tensor, "K domains"]) -> Stack:
+    """Theta(h), an h for each soup: S + [alpha_1 B_1 … alpha_n B_n] [A_1; …; A_n], one product a matrix."""
+    alpha = stack.apply(phi, router, h.unsqueeze(1), shared=False, training=True)  # [K, 1, n]
+
+    def mixed(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        rank = left.shape[2] // alpha.shape[2]
+        weighed = left * alpha.repeat_interleave(rank, dim=2)
+        return torch.baddbmm(base.flatten(2), weighed, right).view_as(base)
+
+    weights = torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2)
+    others = stack.take(stack.mix(weights, factors.others), (slice(None), 0))
+    return stack.map(mixed, *factors[:3]) | others
+
+
+@torch.no_grad()
+def _multiply_out(factors: _Factors, like: Soup) -> tuple[Stack, Stack]:
+    """S and every E_i = B_i A_i as plain tensors, with the names, order and shapes of the soup `like`."""
+    experts = stack.leading(like.experts, 2)[1]
+    base, bank = {}, {}
+    for name, tensor in like.experts.items():
+        if name in factors.others:
+            both = factors.others[name].detach()
+            base[name] = both[:, 0].clone()
+            bank[name] = both[:, 1:].clone()
+            continue
+        left = factors.left[name].unflatten(2, (experts, -1)).transpose(1, 2)  # [K, n, out, rank]
+        right = factors.right[name].unflatten(1, (experts, -1))  # [K, n, rank, in]
+        base[name] = factors.base[name].detach()
+        bank[name] = (left @ right).view_as(tensor)
+    return base, bank
+
+
+def stored_numbers(net: nn.Module, kind: Kind, domains: int) -> int:
+    """How many numbers a soup of that kind keeps: S, its experts (of low rank, if so) and phi.
+
+    A matrix that two factors would not make shorter is kept whole. Raises ParameterError for a rank below 1.
+
+    >>> from paramarket import soup, stack
+    >>> net = stack.mlp(64, [12], 10)  # 910 numbers
+    >>> soup.stored_numbers(net, soup.Kind(0), domains=8)
+    910
+    >>> soup.stored_numbers(net, soup.Kind(8), domains=8), soup.stored_numbers(net, soup.Kind(8, rank=2), domains=8)
+    (8742, 3206)
+    """
+    if kind.rank is not None:
+        whole_number("rank", kind.rank, least=1)
+    one = stack.take(stack.init(net, 1, seed=0), 0)
+    base = sum(tensor.numel() for tensor in one.values())
+    if kind.experts == 0:
+        return base
+    router = stack.init(stack.mlp(domains, [ROUTER_UNITS], kind.experts), 1, seed=0)
+    expert = sum(_expert_numbers(tensor, kind.rank) for tensor in one.values())
+    return base + kind.experts * expert + stack.vectors(router).numel()
+
+
+def _expert_numbers(tensor: Tensor, rank: int | None) -> int:
+    if rank is None or tensor.ndim < 2:
+        return tensor.numel()
+    outputs, inputs = tensor.flatten(1).shape
+    return min(tensor.numel(), rank * (outputs + inputs))
+
+
 def train_kinds(
     net: nn.Module,
     domains: Sequence[Split],
@@ -223,17 +378,40 @@ def train_kinds(
 ) -> dict[str, Soup]:
     """Train several kinds of soups, {name: kind}, with every seed, all at once: {name: its soups, in order of seeds}.
 
-    `Kind(0)` is the generic model, all domains alike. settings: of `train_soups`
-    Raises ParameterError unless kinds have names and seeds are a list.
+    `Kind(0)` is the generic model, all domains alike. Experts of low rank come multiplied out; kinds of one rank are
+    trained in one stack. settings: of `train_soups`
+    Raises ParameterError unless kinds have names, ranks are whole numbers ≥ 1 or None, and seeds are a list.
     """
     if not isinstance(kinds, Mapping):
         raise ParameterError(f"kinds = {kinds!r}, expected {{name: Kind}}.")
     seeds = _whole_numbers("seeds", seeds)
+    for kind in kinds.values():
+        if kind.rank is not None:
+            whole_number("rank", kind.rank, least=1)
+    found = {}
+    for rank in dict.fromkeys(kind.rank for kind in kinds.values()):
+        alike = {name: kind for name, kind in kinds.items() if kind.rank == rank}
+        found.update(_train_alike(net, domains, alike, rank, steps=steps, seeds=seeds, device=device, **settings))
+    return {name: found[name] for name in kinds}
+
+
+def _train_alike(
+    net: nn.Module,
+    domains: Sequence[Split],
+    kinds: Mapping[str, Kind],
+    rank: int | None,
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    device: torch.device | str,
+    **settings: float,
+) -> dict[str, Soup]:
+    """`train_kinds` for kinds of one rank, in one stack."""
     every = [kind for kind in kinds.values() for _ in seeds]
     runs = [seed for _ in kinds for seed in seeds]
     start = init_soups(net, len(domains), experts=[kind.experts for kind in every], seeds=runs, device=device)
     h = draw_plans([kind.law for kind in every], len(domains), steps, seeds=runs)
-    trained = train_soups(net, start, domains, h, seeds=runs, **settings).soup
+    trained = train_soups(net, start, domains, h, seeds=runs, rank=rank, **settings).soup
     found = {}
     for k, (name, kind) in enumerate(kinds.items()):
         of_kind = slice(k * len(seeds), (k + 1) * len(seeds))
