@@ -31,6 +31,9 @@ OFFERED = {
     "runs.cached": "what an earlier notebook built, without building it again",
     "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",
     "soup.stored_numbers": "what a kind of soup takes to keep",
+    "teach.check_interpolate": "an exercise for whoever writes one on sparse experts",
+    "teach.check_route": "an exercise for whoever writes one on sparse experts",
+    "teach.check_soup_step": "an exercise for whoever writes one on soups",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

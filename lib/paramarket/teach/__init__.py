@@ -2,11 +2,13 @@
 
 from paramarket.teach.checks_experts import (
     check_cka,
+    check_interpolate,
     check_mixed_alpha,
     check_open_chance,
     check_output_router_step,
     check_pays_after,
-    check_specialist,
+    check_route,
+    check_soup_step,
     check_turning_step,
 )
 from paramarket.teach.checks_market import (
@@ -38,6 +40,7 @@ __all__ = [
     "check_choose_way",
     "check_cka",
     "check_examples_needed",
+    "check_interpolate",
     "check_match_layer",
     "check_match_two_layers",
     "check_merge_method",
@@ -50,8 +53,9 @@ __all__ = [
     "check_price_from_sample",
     "check_purchase",
     "check_quote_and_audit",
+    "check_route",
     "check_same_mistake",
-    "check_specialist",
+    "check_soup_step",
     "check_split_cents",
     "check_swap_units",
     "check_turning_step",

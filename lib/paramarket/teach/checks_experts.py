@@ -1,12 +1,13 @@
 """Act two, why that stops and two cures: the checks of notebooks 03 to 05."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, layer_norm
 
 from paramarket import cka, stack
 from paramarket.smat import HardConcrete, route
@@ -136,30 +137,196 @@ def check_mixed_alpha(answer: Callable[..., Tensor]) -> None:
     tell_learner("mixed_alpha", find_fault)
 
 
-def check_specialist(answer: Callable[..., Params]) -> None:
-    """Notebook 05: S + sum_i alpha_i E_i, from a base, experts [n, ...] and alpha [n]."""
+def check_route(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Notebook 04: alpha [M] of a task, from the keys [M, features] and the features of its support [n, features].
+
+    The mean of the support's features, brought to the length sqrt(features); a sigmoid of its product with every key;
+    divided by their sum (see `smat.route`).
+    """
 
     def find_fault() -> str:
         generator = fresh_generator()
-        base = {"1.weight": torch.randn(4, 3, generator=generator), "1.bias": torch.randn(4, generator=generator)}
-        experts = {
-            "1.weight": torch.randn(5, 4, 3, generator=generator),
-            "1.bias": torch.randn(5, 4, generator=generator),
-        }
-        for alpha in (torch.eye(5)[2], torch.randn(5, generator=generator)):
-            found = answer(base, experts, alpha)
-            shown = [round(share, 2) for share in alpha.tolist()]
-            for name, tensor in base.items():
-                if name not in found or found[name].shape != tensor.shape:
-                    return f"expected {name!r} of shape {tuple(tensor.shape)} among its tensors, as in the base."
-                summed = sum(share * expert for share, expert in zip(alpha, experts[name], strict=True))
-                if torch.allclose(found[name], summed, atol=1e-4):
-                    return f"with alpha = {shown}, {name!r} is the sum of the experts without S."
-                if not torch.allclose(found[name], tensor + summed, atol=1e-4):
-                    return f"with alpha = {shown}, {name!r} is not S + sum alpha E."
+        for length in (0.3, 1.0, 3.0):  # of one length alone, its scaling might not be seen
+            keys = torch.randn(4, 8, generator=generator)
+            support = length * (torch.randn(8, generator=generator) + torch.randn(10, 8, generator=generator) / 4)
+            turned = support.roll(int(torch.randint(1, 10, (), generator=generator)), dims=0)  # none stays in its place
+            found = torch.as_tensor(answer(keys.clone(), support.clone())).detach()
+            if found.shape != (4,):
+                return f"expected one number an expert, shape (4,), got {tuple(found.shape)}."
+            reordered = torch.as_tensor(answer(keys.clone(), turned)).detach()
+            if not torch.allclose(found, reordered, atol=1e-4):
+                return "the same examples in another order give another answer: take the mean of their features."
+            expected = route(keys[None], support[None, None])[0, 0]
+            if torch.allclose(found, expected, atol=1e-4):
+                continue
+            return _route_fault(found, keys, support.mean(dim=0)) or (
+                f"expected {_rounded(expected)}, got {_rounded(found)}."
+            )
         return ""
 
-    tell_learner("specialist", find_fault)
+    tell_learner("router", find_fault)
+
+
+def _route_fault(found: Tensor, keys: Tensor, mean: Tensor) -> str:
+    """Which of the likely mistakes a router's answer is, or nothing."""
+    unit = mean / mean.norm()
+    scaled = unit * len(mean) ** 0.5
+    for e in (scaled, unit, mean):
+        if torch.allclose(found, (keys @ e).softmax(dim=0), atol=1e-4):
+            return "that is a softmax: it takes the sigmoid of each product, and divides by their sum."
+        if torch.allclose(found, (keys @ e).sigmoid(), atol=1e-4):
+            return f"these sum to {found.sum().item():.2f}, not to 1: divide by the sum."
+    for e in (unit, mean):
+        scores = (keys @ e).sigmoid()
+        if torch.allclose(found, scores / scores.sum(), atol=1e-4):
+            return "the mean has to have the length sqrt(features): divide by its norm, then multiply."
+    return ""
+
+
+def _rounded(numbers: Tensor) -> list[float]:
+    return [round(number, 3) for number in numbers.flatten().tolist()]
+
+
+def check_interpolate(answer: Callable[[Params, Params, Params, Tensor], Params]) -> None:
+    """Notebook 04: a task's model, pretrained + (sum_m alpha_m z_m) * delta, the gates z at their median.
+
+    answer: takes the pretrained weights and the shared change, {name: tensor [...]}, log alpha of the gates,
+    {name: [M, ...]}, and alpha [M]
+    """
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        shapes = {"1.weight": (4, 3), "1.bias": (4,)}
+        pretrained = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        delta = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        gates = {name: 3 * torch.randn(5, *shape, generator=generator) for name, shape in shapes.items()}
+        alpha = torch.rand(5, generator=generator)
+        alpha = alpha / alpha.sum()
+        given = (pretrained, delta, gates)
+        found = answer(*(stack.copy(part) for part in given), alpha.clone())
+        for name, weight in pretrained.items():
+            if name not in found or found[name].shape != weight.shape:
+                return f"expected {name!r} of shape {tuple(weight.shape)} among its tensors, as in the pretrained net."
+            fault = _interpolation_fault(found[name].detach(), weight, delta[name], gates[name], alpha)
+            if fault:
+                return f"{name!r}: {fault}"
+        return ""
+
+    tell_learner("interpolate", find_fault)
+
+
+def _interpolation_fault(found: Tensor, weight: Tensor, delta: Tensor, log_alpha: Tensor, alpha: Tensor) -> str:
+    """What is wrong with one tensor of a task's model, or nothing."""
+    law = HardConcrete()
+    z = law.median(log_alpha)
+    unclipped = (law.high - law.low) * (log_alpha / law.temperature).sigmoid() + law.low
+
+    def with_gates(gates: Tensor) -> Tensor:
+        return weight + torch.tensordot(alpha, gates, dims=1) * delta
+
+    expected = with_gates(z)
+    if torch.allclose(found, expected, atol=1e-4):
+        return ""
+    raw = "log alpha is no gate yet: z = clip(1.2 sigmoid(log alpha / (2/3)) - 0.1, 0, 1)."
+    mistakes = [
+        (with_gates(log_alpha), raw),
+        (with_gates(log_alpha.sigmoid()), raw),
+        (with_gates(unclipped), "the gates are not clipped to 0 and 1."),
+        (with_gates(law.nonzero(log_alpha)), "that takes P(z ≠ 0), the chance, in place of the gate z."),
+        (with_gates(law.median(log_alpha, temperature=1.0)), "the gates are taken at temperature 1, not 2/3."),
+        (weight + delta, "the whole change is added: it has to pass through the gates."),
+        (expected - weight, "the pretrained weights are missing."),
+        (weight + z.sum(dim=0) * delta, "the masks are added without alpha."),
+        (weight + z.mean(dim=0) * delta, "all masks count alike: weigh them by alpha."),
+    ]
+    for mistake, sentence in mistakes:
+        if torch.allclose(found, mistake, atol=1e-4):
+            return sentence
+    return f"it is off by up to {(found - expected).abs().max().item():.3f}."
+
+
+def check_soup_step(answer: Callable[..., Sequence[Params]]) -> None:
+    """Notebook 05: base, experts and router after one step of gradient descent on the loss of Theta(h) on a batch.
+
+    answer: takes net (an MLP), base {name: tensor [...]}, experts {name: [n, ...]}, router {name: [...]} of an MLP
+    domains -> n with one hidden layer, h [domains], x [batch, ...], y [batch] and rate
+    """
+
+    def find_fault() -> str:
+        generator = fresh_generator()
+        net = stack.mlp(6, [5], 3)
+        one = stack.take(stack.init(net, 1, seed=0), 0)
+        phi = stack.take(stack.init(stack.mlp(4, [7], 3), 1, seed=0), 0)
+
+        def drawn(tensor: Tensor) -> Tensor:
+            return torch.randn(tensor.shape, generator=generator) / 2
+
+        base = stack.map(drawn, one)
+        experts = stack.map(lambda tensor: torch.randn(3, *tensor.shape, generator=generator) / 2, one)
+        router = stack.map(drawn, phi)
+        h = torch.rand(4, generator=generator)
+        h = h / h.sum()
+        x = torch.randn(12, 6, generator=generator)
+        y = torch.randint(3, (12,), generator=generator)
+        parts = (base, experts, router)
+        given = [stack.copy(part) for part in parts]
+        rate = 0.5
+        found = answer(net, *given, h, x, y, rate)
+        names = ("base", "experts", "router")
+        for name, part, before in zip(names, given, parts, strict=True):
+            if any(not torch.equal(part[key].detach(), tensor) for key, tensor in before.items()):
+                return f"it changes the {name} that it was given: begin with copies, tensor.clone()."
+        if not isinstance(found, (tuple, list)) or len(found) != 3:
+            return "expected three dicts: the new base, experts and router."
+        for name, part, before in zip(names, found, parts, strict=True):
+            for key, tensor in before.items():
+                if key not in part or part[key].shape != tensor.shape:
+                    return f"expected {key!r} of shape {tuple(tensor.shape)} in the new {name}."
+        return _soup_step_fault([stack.copy(part) for part in found], parts, net, h, x, y, rate)
+
+    tell_learner("soup_step", find_fault)
+
+
+def _soup_step_fault(
+    found: Sequence[Params], parts: Sequence[Params], net: nn.Module, h: Tensor, x: Tensor, y: Tensor, rate: float
+) -> str:
+    """What is wrong with the new parts of a soup, or nothing."""
+    names = ("base", "experts", "router")
+    slopes = _soup_slopes(net, *parts, h, x, y)
+    without_base = _soup_slopes(net, stack.map(torch.zeros_like, parts[0]), *parts[1:], h, x, y)
+
+    def is_step(k: int, slopes: Params, rate: float) -> bool:
+        return all(torch.allclose(found[k][n], t - rate * slopes[n], atol=1e-4) for n, t in parts[k].items())
+
+    if all(is_step(k, slopes[k], rate) for k in range(3)):
+        return ""
+    if all(is_step(k, slopes[k], -rate) for k in range(3)):
+        return "that is a step uphill: the loss has grown."
+    if is_step(1, without_base[1], rate):
+        return "S is missing in Theta(h) = S + sum alpha_i E_i."
+    for k, name in enumerate(names):
+        if is_step(k, slopes[k], 0.0):
+            return f"the {name} did not move: all three parts learn at every step."
+    if is_step(1, slopes[0], rate):  # the base's gradient is that of Theta(h), G
+        return "every expert got G: expert i gets alpha_i G."
+    for k, name in enumerate(names):
+        if not is_step(k, slopes[k], rate):
+            error = max((found[k][n] - t + rate * slopes[k][n]).abs().max().item() for n, t in parts[k].items())
+            return f"the {name} is off by up to {error:.4f}."
+    return ""
+
+
+def _soup_slopes(
+    net: nn.Module, base: Params, experts: Params, router: Params, h: Tensor, x: Tensor, y: Tensor
+) -> list[Params]:
+    """The gradients of base, experts and router, by autograd."""
+    parts = [stack.map(lambda tensor: tensor.detach().clone().requires_grad_(), p) for p in (base, experts, router)]
+    base, experts, router = parts
+    hidden = (router["1.weight"] @ h + router["1.bias"]).relu()
+    alpha = router["3.weight"] @ hidden + router["3.bias"]
+    theta = stack.map(lambda tensor, bank: tensor + torch.tensordot(alpha, bank, dims=1), base, experts)
+    cross_entropy(functional_call(net, theta, (x,)), y).backward()
+    return [stack.map(lambda tensor: tensor.grad, part) for part in parts]
 
 
 def check_pays_after(answer: Callable[[float, float, float], float]) -> None:
