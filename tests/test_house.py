@@ -27,6 +27,8 @@ OFFERED = {
     "decide.safeguards": "the lines of a warranty and of a rollback",
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
+    "plot.mask_schematic": "sparse interpolated experts in one picture",
+    "plot.soup_schematic": "a soup of experts in one picture",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "runs.cached": "what an earlier notebook built, without building it again",
     "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",

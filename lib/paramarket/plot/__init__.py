@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paramarket.plot.look import COLOURS, controls, headline, interval95, percent, style
     from paramarket.plot.maps import category_map, cka_heatmap, harm_table, loss_plane, matrices, share_map
     from paramarket.plot.scatter import method_plane
+    from paramarket.plot.schematics import mask_schematic, soup_schematic
 
 __all__ = [
     "COLOURS",
@@ -34,6 +35,7 @@ __all__ = [
     "labels_curve",
     "layer_bars",
     "loss_plane",
+    "mask_schematic",
     "matrices",
     "method_plane",
     "panels",
@@ -41,6 +43,7 @@ __all__ = [
     "price_sheet",
     "share_bars",
     "share_map",
+    "soup_schematic",
     "style",
     "surplus_bars",
     "sweeps",
@@ -52,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for file in ("bars", "dots", "images", "lines", "look", "maps", "scatter"):
+    for file in ("bars", "dots", "images", "lines", "look", "maps", "scatter", "schematics"):
         opened = vars(import_module(f"{__name__}.{file}"))
         globals().update({public: opened[public] for public in __all__ if public in opened})
     return globals()[name]
