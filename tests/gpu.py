@@ -207,7 +207,8 @@ def soups(device):
     yield "soup.train_soups", [fit.soup, fit.losses]
     yield "soup.alphas", soup.alphas(fit.soup, h[:, 0])
     yield "soup.specialists", soup.specialists(fit.soup, h[:, 0])
-    every = {"generic": soup.Kind(0), "soup": soup.Kind(3, soup.WeightLaw((1, 2)))}
+    law = soup.WeightLaw((1, 2))
+    every = {"generic": soup.Kind(0), "soup": soup.Kind(3, law), "low rank": soup.Kind(3, law, rank=2)}
     kinds = soup.train_kinds(net, domains, every, steps=3, seeds=[0], device=device, **how)
     yield "soup.train_kinds", kinds
     alone = soup.train_alone(

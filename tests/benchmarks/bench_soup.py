@@ -1,8 +1,10 @@
-"""A step of a soup of eight experts against a model alone, and a thousand specialists against writing their memory."""
+"""A step of a soup of eight, dense and of low rank, against a model alone; specialists against writing their memory."""
+
+from statistics import median
 
 import pytest
 import torch
-from conftest import seconds
+from conftest import interleaved, seconds
 
 from paramarket import soup, stack
 from paramarket.data import Split
@@ -15,12 +17,14 @@ def bench_step(row, hidden, batch, steps, bar):
     split = Split(torch.randn(4000, 1, inputs, 1), torch.randint(10, (4000,)))
     size = stack.vectors(stack.init(net, 1, 0)).shape[1]
 
-    def train(experts):
+    def train(experts, rank=None):
         start = soup.init_soups(net, 8, experts=[experts], seeds=[0])
-        return soup.train_soups(net, start, [split] * 8, h, seeds=[0], batch=batch)
+        return soup.train_soups(net, start, [split] * 8, h, seeds=[0], batch=batch, rank=rank)
 
-    alone, eight = seconds(lambda: train(0)), seconds(lambda: train(8))
-    row(f"a step of a soup, n = 8, p = {size:,}, batch {batch:,}, over a step of one model", bar, eight / alone)
+    took = interleaved({"alone": lambda: train(0), "soup": lambda: train(8), "rank 4": lambda: train(8, rank=4)})
+    alone, dense, low = [median(each) for each in took.values()]
+    row(f"a step of a soup, n = 8, p = {size:,}, batch {batch:,}, over a step of one model", bar, dense / alone)
+    row(f"the same with experts of rank 4, p = {size:,}, batch {batch:,}", bar, low / alone)
 
 
 def bench_specialists(row):

@@ -563,17 +563,16 @@ def test_factors_of_full_rank_whose_second_is_orthogonal_say_what_dense_experts_
     start, h = lived(seeds=(0, 1), dtype=torch.float64), weights(0, 1)[:, 0].double()
     factors = soup.soups._factors(start, 5, [0, 1])
     for name, tensor in factors.right.items():
-        inputs = tensor.shape[2]
+        inputs = tensor.shape[3]
         turned = torch.linalg.qr(torch.randn(2, 3, inputs, inputs, generator=stream(5)).double())[0]  # A_i
-        left = start.experts[name] @ turned.mT  # B_i = E_i A_i^T
-        factors.right[name] = turned.flatten(1, 2)
-        factors.left[name] = left.transpose(1, 2).flatten(2)
+        factors.right[name] = turned
+        factors.left[name] = (start.experts[name] @ turned.mT).transpose(1, 2)  # B_i = E_i A_i^T
     theta = soup.soups._low_rank_theta(factors, stack.mlp_of(start.router), start.router, h)
     bank = soup.soups._bank(start)
     dense = soup.soups._theta(bank, stack.mlp_of(start.router), start.router, h)
     for name, tensor in stack.from_vectors(dense, stack.take(start.base, 0)).items():
         assert torch.allclose(theta[name], tensor, atol=1e-12)
-    base, experts = soup.soups._multiply_out(factors, start)
+    base, experts = soup.soups._multiply_out(factors)
     assert all(torch.allclose(tensor, start.experts[name], atol=1e-12) for name, tensor in experts.items())
     assert equal(base, start.base)
 
@@ -600,15 +599,9 @@ def test_the_gradients_of_factors_are_those_through_the_dense_sum():
         return torch.autograd.grad(losses.sum(), learnt)
 
     found = slopes(soup.soups._low_rank_theta(factors, stack.mlp_of(router), router, h))
-    experts = dict.fromkeys(start.experts)
-    base = dict.fromkeys(start.base)
-    for name in experts:
-        if name in factors.others:
-            base[name], experts[name] = factors.others[name][:, 0], factors.others[name][:, 1:]
-        else:
-            left, right = factors.left[name].unflatten(2, (3, 2)), factors.right[name].unflatten(1, (3, 2))
-            base[name], experts[name] = factors.base[name], torch.einsum("konr,knri->knoi", left, right)
-    dense = Soup(base, experts, router)
+    products = stack.map(lambda left, right: torch.einsum("konr,knri->knoi", left, right), *factors[1:3])
+    both = products | factors.others
+    dense = Soup(factors.base, {name: both[name] for name in factors.base}, router)
     alpha = stack.apply(stack.mlp_of(router), router, h.unsqueeze(1), shared=False, training=True)
     wanted = slopes(stack.take(soup.combine(dense, alpha), (slice(None), 0)))
     assert all(torch.allclose(*pair, atol=1e-12) for pair in zip(found, wanted, strict=True))

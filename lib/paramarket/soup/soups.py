@@ -198,7 +198,7 @@ def train_soups(
             return _low_rank_theta(factors, phi, router, h)
 
         losses = _descend(net, start.base, theta_of, [*learnt, *asked], domains, h, seeds=seeds, batch=batch, lr=lr)
-        base, experts = _multiply_out(factors, start)
+        base, experts = _multiply_out(factors)
     found = Soup(base, experts, stack.map(Tensor.detach, router))
     check_finite(losses, found.router | {"S": stack.vectors(base), "E": stack.vectors(experts, axes=2)}, steps)
     return SoupFit(found, losses.T.cpu())
@@ -266,11 +266,10 @@ def _theta(
 
 
 class _Factors(NamedTuple):
-    """What is learnt of K soups whose experts are of low rank, by name; factors of all experts in one matrix.
+    """What is learnt of K soups whose experts are of low rank, by name.
 
-    base: the matrices of S, [K, out, ...] · left: B_1 … B_n side by side, [K, out, n · rank]
-    right: A_1 … A_n one below the other, [K, n · rank, in]
-    others: S and every E_i of what is no matrix, [K, 1 + n, ...]
+    base: S, [K, ...] · left: B_i of every matrix, [K, out, n, rank] · right: A_i, [K, n, rank, in]
+    others: E_i of what is no matrix, [K, n, ...]
     """
 
     base: Stack
@@ -286,54 +285,47 @@ def _factors(start: Soup, rank: int, seeds: Sequence[int]) -> _Factors:
     B A by about as much: the learning rate of dense experts serves here too.
     """
     copies, experts = stack.leading(start.experts, 2)
-    base, left, right, others = {}, {}, {}, {}
-    for name, tensor in start.base.items():
-        if tensor.ndim == 2:
-            both = torch.cat([tensor.unsqueeze(1), start.experts[name]], dim=1)
-            others[name] = both.detach().requires_grad_()
+    left, right, others = {}, {}, {}
+    for name, tensor in start.experts.items():
+        if tensor.ndim < 4:
+            others[name] = tensor.detach().clone().requires_grad_()
             continue
-        outputs, inputs = tensor.flatten(2).shape[1:]
+        outputs, inputs = tensor.flatten(3).shape[2:]
         drawn = []
         for seed in seeds:
             for expert in range(experts):
                 drawn.append(torch.randn(rank, inputs, generator=stream(seed, "A", name, expert)))
-        base[name] = tensor.detach().clone().requires_grad_()
-        left[name] = tensor.new_zeros(copies, outputs, experts * rank).requires_grad_()
-        normal = torch.cat(drawn).view(copies, experts * rank, inputs).to(tensor)
+        normal = torch.stack(drawn).unflatten(0, (copies, experts)).to(tensor)
+        left[name] = tensor.new_zeros(copies, outputs, experts, rank).requires_grad_()
         right[name] = (normal / rank**0.5).requires_grad_()
-    return _Factors(base, left, right, others)
+    return _Factors(stack.map(Tensor.requires_grad_, stack.copy(start.base)), left, right, others)
 
 
 def _low_rank_theta(factors: _Factors, phi: nn.Sequential, router: Stack, h: Float[Tensor, "K domains"]) -> Stack:
     """Theta(h), an h for each soup: S + [alpha_1 B_1 … alpha_n B_n] [A_1; …; A_n], one product a matrix."""
     alpha = stack.apply(phi, router, h.unsqueeze(1), shared=False, training=True)  # [K, 1, n]
-
-    def mixed(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        rank = left.shape[2] // alpha.shape[2]
-        weighed = left * alpha.repeat_interleave(rank, dim=2)
-        return torch.baddbmm(base.flatten(2), weighed, right).view_as(base)
-
-    weights = torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2)
-    others = stack.take(stack.mix(weights, factors.others), (slice(None), 0))
-    return stack.map(mixed, *factors[:3]) | others
+    theta = {}
+    for name, base in factors.base.items():
+        if name in factors.others:
+            summed = torch.baddbmm(base.view(len(base), 1, -1), alpha, factors.others[name].flatten(2))
+        else:
+            weighed = factors.left[name] * alpha.unsqueeze(3)
+            summed = torch.baddbmm(base.flatten(2), weighed.flatten(2), factors.right[name].flatten(1, 2))
+        theta[name] = summed.view_as(base)
+    return theta
 
 
 @torch.no_grad()
-def _multiply_out(factors: _Factors, like: Soup) -> tuple[Stack, Stack]:
-    """S and every E_i = B_i A_i as plain tensors, with the names, order and shapes of the soup `like`."""
-    experts = stack.leading(like.experts, 2)[1]
-    base, bank = {}, {}
-    for name, tensor in like.experts.items():
+def _multiply_out(factors: _Factors) -> tuple[Stack, Stack]:
+    """S and every E_i = B_i A_i as plain tensors: stacks [K] and [K, n]."""
+    experts = {}
+    for name, base in factors.base.items():
         if name in factors.others:
-            both = factors.others[name].detach()
-            base[name] = both[:, 0].clone()
-            bank[name] = both[:, 1:].clone()
-            continue
-        left = factors.left[name].unflatten(2, (experts, -1)).transpose(1, 2)  # [K, n, out, rank]
-        right = factors.right[name].unflatten(1, (experts, -1))  # [K, n, rank, in]
-        base[name] = factors.base[name].detach()
-        bank[name] = (left @ right).view_as(tensor)
-    return base, bank
+            experts[name] = factors.others[name].detach()
+        else:
+            product = factors.left[name].transpose(1, 2) @ factors.right[name]
+            experts[name] = product.unflatten(3, base.shape[2:])
+    return stack.map(Tensor.detach, factors.base), experts
 
 
 def stored_numbers(net: nn.Module, kind: Kind, domains: int) -> int:
