@@ -559,6 +559,17 @@ def test_experts_of_low_rank_begin_at_0_so_that_the_first_model_is_the_base():
     assert all(tensor.any() for tensor in factors.right.values())
 
 
+def test_the_factors_of_a_seed_do_not_depend_on_what_stands_beside_it_and_no_two_are_alike():
+    one = soup.soups._factors(soup.init_soups(NET, DOMAINS, experts=[2], seeds=[5]), 2, [5])
+    both = soup.soups._factors(soup.init_soups(NET, DOMAINS, experts=[4, 2], seeds=[1, 5]), 2, [1, 5])
+    for name, tensor in one.right.items():
+        assert torch.equal(both.right[name][1, :2], tensor[0])
+        drawn = both.right[name].flatten(0, 1).flatten(1)
+        assert len(drawn.unique(dim=0)) == 8
+    square = soup.soups._factors(soup.init_soups(stack.mlp(4, [4], 3), DOMAINS, experts=[2], seeds=[5]), 2, [5])
+    assert not torch.equal(square.right["1.weight"], square.right["3.weight"])
+
+
 def test_factors_of_full_rank_whose_second_is_orthogonal_say_what_dense_experts_say():
     start, h = lived(seeds=(0, 1), dtype=torch.float64), weights(0, 1)[:, 0].double()
     factors = soup.soups._factors(start, 5, [0, 1])
@@ -610,8 +621,9 @@ def test_the_gradients_of_factors_are_those_through_the_dense_sum():
 
 def test_dense_kinds_are_the_same_bit_for_bit_beside_kinds_of_low_rank():
     alone = soup.train_kinds(NET, blobs(), KINDS, steps=20, seeds=[0, 1], **HOW)
-    beside = soup.train_kinds(NET, blobs(), {"low": LOW} | KINDS, steps=20, seeds=[0, 1], **HOW)
-    assert list(beside) == ["low", *KINDS]
+    between = {"generic": KINDS["generic"], "low": LOW, "soup": KINDS["soup"]}
+    beside = soup.train_kinds(NET, blobs(), between, steps=20, seeds=[0, 1], **HOW)
+    assert list(beside) == list(between)
     assert all(same(beside[name], alone[name]) for name in KINDS)
 
 
