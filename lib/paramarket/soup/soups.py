@@ -8,6 +8,7 @@ store. The paper has such experts too; in which form could not be checked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -21,7 +22,7 @@ from paramarket.base import check_list, is_watched, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
 from paramarket.soup.mixtures import MixtureScore, WeightLaw, batches, check_weights, draw_plans, score_mixtures
-from paramarket.stack import Stack
+from paramarket.stack import Params, Stack
 from paramarket.train import AdamW, check_finite, learning_rates, make_backward, probabilities
 
 ROUTER_UNITS = 32  # hidden units of phi
@@ -179,25 +180,23 @@ def train_soups(
     router = stack.map(Tensor.requires_grad_, stack.copy(start.router))
     has_experts = stack.leading(start.experts, 2)[1] > 0
     phi = stack.mlp_of(router) if has_experts else None
-    asked = list(router.values()) if has_experts else []
-    if rank is None or not has_experts:
+    is_dense = rank is None or not has_experts
+    if is_dense:
         bank = _bank(start).requires_grad_()
         one = stack.take(start.base, 0)
-
-        def theta_of(h: Float[Tensor, "K domains"]) -> Stack:
-            return stack.from_vectors(_theta(bank, phi, router, h), one)
-
-        losses = _descend(net, start.base, theta_of, [bank, *asked], domains, h, seeds=seeds, batch=batch, lr=lr)
-        base = stack.copy(stack.from_vectors(bank[:, 0], one))
-        experts = stack.copy(stack.from_vectors(bank[:, 1:], one))
+        learnt = [bank]
+        theta_of = partial(_dense_theta, bank, phi, router, one)
     else:
         factors = _factors(start, rank, seeds)
         learnt = [tensor for part in factors for tensor in part.values()]
-
-        def theta_of(h: Float[Tensor, "K domains"]) -> Stack:
-            return _low_rank_theta(factors, phi, router, h)
-
-        losses = _descend(net, start.base, theta_of, [*learnt, *asked], domains, h, seeds=seeds, batch=batch, lr=lr)
+        theta_of = partial(_low_rank_theta, factors, phi, router)
+    if has_experts:
+        learnt.extend(router.values())
+    losses = _descend(net, start.base, theta_of, learnt, domains, h, seeds=seeds, batch=batch, lr=lr)
+    if is_dense:
+        base = stack.copy(stack.from_vectors(bank[:, 0], one))
+        experts = stack.copy(stack.from_vectors(bank[:, 1:], one))
+    else:
         base, experts = _multiply_out(factors)
     found = Soup(base, experts, stack.map(Tensor.detach, router))
     check_finite(losses, found.router | {"S": stack.vectors(base), "E": stack.vectors(experts, axes=2)}, steps)
@@ -263,6 +262,17 @@ def _theta(
         return bank[:, 0]
     alpha = stack.apply(phi, router, h.unsqueeze(1), shared=False, training=True)
     return torch.bmm(torch.cat([torch.ones_like(alpha[..., :1]), alpha], dim=2), bank).squeeze(1)
+
+
+def _dense_theta(
+    bank: Float[Tensor, "K parts weights"],
+    phi: nn.Sequential | None,
+    router: Stack,
+    like: Params,
+    h: Float[Tensor, "K domains"],
+) -> Stack:
+    """`_theta` as models, with the names and shapes of the one model `like`."""
+    return stack.from_vectors(_theta(bank, phi, router, h), like)
 
 
 class _Factors(NamedTuple):
