@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from paramarket import smat
 from paramarket.base import stream
 from paramarket.data import DOMAINS, Split
-from paramarket.errors import DataError, ParameterError
+from paramarket.errors import DataError, ParameterError, ShapeError
 
 # every pixel of an image tells its number in the split; a domain adds 1,000 times its own number
 COUNTS = [7, 9, 8, 7]
@@ -33,6 +33,39 @@ def test_a_domain_looks_alike_in_all_splits(digits):
     one, other = (smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed=seed) for seed in (0, 0))
     assert torch.equal(one.x, other.x)
     assert not torch.equal(one.x, smat.task_pool(Split(digits.quote.x[:100], digits.quote.y[:100]), only, seed=1).x)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_every_ordered_pair_of_classes_is_a_class_of_pairs(seed, each):
+    pairs = smat.side_by_side(SPLIT, each, seed=seed)
+    assert pairs.x.shape == (16 * each, 1, 4, 8)
+    assert pairs.y.bincount().tolist() == [each] * 16
+    halves = pairs.x.split(4, dim=-1)
+    assert all((half == half[:, :, :1, :1]).all() for half in halves)  # one image, whole
+    left, right = (LABELS[half[:, 0, 0, 0].long()] for half in halves)
+    assert torch.equal(4 * left + right, pairs.y)
+    again = smat.side_by_side(SPLIT, each, seed=seed)
+    assert torch.equal(again.x, pairs.x)
+
+
+def test_pairs_are_drawn_from_all_images_on_either_side_and_anew_for_another_seed():
+    pairs, others = (smat.side_by_side(SPLIT, 100, seed=seed) for seed in (0, 1))
+    for half in pairs.x.split(4, dim=-1):
+        assert half.unique().tolist() == list(range(len(SPLIT)))
+    assert not torch.equal(pairs.x, others.x)
+    twins = pairs.x[pairs.y % 5 == 0]  # of one class with itself
+    assert not torch.equal(twins[..., :4], twins[..., 4:])
+
+
+def test_what_cannot_be_paired_is_refused():
+    with pytest.raises(ParameterError, match="each = 0, expected a whole number ≥ 1"):
+        smat.side_by_side(SPLIT, 0, seed=0)
+    with pytest.raises(ShapeError, match=r"pairs need images .* got shape \(31, 16\)"):
+        smat.side_by_side(Split(SPLIT.x.flatten(1), LABELS), 1, seed=0)
+    with pytest.raises(DataError, match=r"images of every class: \[7, 0, 9, 0, 8, 0, 7\] given"):
+        smat.side_by_side(Split(SPLIT.x, LABELS * 2), 1, seed=0)
+    with pytest.raises(DataError, match="got probabilities"):
+        smat.side_by_side(Split(SPLIT.x, torch.full((31, 4), 0.25)), 1, seed=0)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3), st.integers(1, 4))

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from paramarket import stack
 from paramarket.base import check_list, stream, whole_number
 from paramarket.data import Domain, Split, in_domains
-from paramarket.errors import DataError, ParameterError
+from paramarket.errors import DataError, ParameterError, ShapeError
 from paramarket.stack import Stack
 
 
@@ -39,6 +39,42 @@ class Tasks(NamedTuple):
     support: Float[Tensor, "tasks support ..."]
     query: Float[Tensor, "tasks query ..."]
     domain: Int[Tensor, " tasks"]
+
+
+def side_by_side(split: Split, each: int, *, seed: SupportsIndex) -> Split:
+    """Images two by two, [C² · each, channels, height, 2 · width]: every ordered pair of C classes is a new class.
+
+    Each has `each` pairs and the label first · C + second; either half is drawn at random, with replacement.
+    Raises ShapeError for what is no images, DataError for a class without any and for labels that are probabilities.
+
+    >>> import torch
+    >>> from paramarket import data, smat
+    >>> pairs = smat.side_by_side(data.Split(torch.randn(6, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1, 2])), 5, seed=0)
+    >>> tuple(pairs.x.shape), int(pairs.y.max())
+    ((45, 1, 4, 8), 8)
+    """
+    whole_number("each", each, least=1)
+    if split.x.ndim != 4:
+        raise ShapeError(f"pairs need images [n, channels, height, width], got shape {tuple(split.x.shape)}.")
+    if split.y.is_floating_point():
+        raise DataError("pairs need labels, got probabilities.")
+    counts = split.y.bincount()
+    if (counts == 0).any():
+        raise DataError(f"pairs need images of every class: {counts.tolist()} given, from class 0 on.")
+    classes = len(counts)
+    kind = torch.arange(classes**2).repeat_interleave(each)
+    by_class = split.y.argsort(stable=True)
+    starts = counts.cumsum(dim=0) - counts
+    generator = stream(seed, "side by side")
+
+    def drawn(label: Int[Tensor, " n"]) -> Float[Tensor, "n ..."]:
+        share = torch.rand(len(label), generator=generator, dtype=torch.float64)
+        place = (share * counts[label]).long()
+        return split.x[by_class[starts[label] + place]]
+
+    left = drawn(kind // classes)
+    right = drawn(kind % classes)
+    return Split(torch.cat([left, right], dim=-1), kind)
 
 
 def task_pool(split: Split, domains: Mapping[str, Domain], *, seed: int) -> TaskPool:
