@@ -77,6 +77,14 @@ def test_a_gate_that_is_clipped_gets_no_gradient():
     assert (x.grad != 0).tolist() == [False, True, True, True, False]
 
 
+@given(st.lists(alphas, min_size=1))
+def test_the_slope_of_a_gate_can_be_told_from_the_gate_alone(values):
+    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    z = LAW.median(x)
+    z.sum().backward()
+    assert torch.allclose(LAW.slope(z.detach()), x.grad, atol=1e-9)
+
+
 def test_far_out_a_gate_is_surely_off_or_on():
     z = LAW.sample(torch.tensor([-60.0, 60.0]), stream(0, "gates"))
     assert z.tolist() == [0.0, 1.0]

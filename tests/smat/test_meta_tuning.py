@@ -47,7 +47,7 @@ def tuned(pretrained, pool, aims, seeds=(0, 0, 0), **how):
 
 @pytest.fixture(scope="module")
 def long(pretrained, pool):
-    return tuned(pretrained, pool, aims(), steps=350, gate_lr=0.05, dual_lr=0.05)
+    return tuned(pretrained, pool, aims(), steps=350)
 
 
 def test_it_learns_and_closes_the_gates_it_was_told_to_close(long):
@@ -106,6 +106,17 @@ def test_a_run_does_not_depend_on_those_beside_it(pretrained, pool):
         assert torch.allclose(tensor[0], together.experts.delta[name][1], atol=2e-4)
 
 
+def test_every_run_may_have_a_rate_of_its_own(pretrained, pool):
+    rates = torch.tensor([0.0, 1e-3, 4e-3])
+    together = tuned(pretrained, pool, aims(), lr=rates).experts
+    for run, rate in enumerate(rates.tolist()):
+        alike = tuned(pretrained, pool, aims(), lr=rate).experts
+        assert equal(stack.take(together.delta, run), stack.take(alike.delta, run))
+        assert equal(stack.take(together.gates, run), stack.take(alike.gates, run))
+    with pytest.raises(ParameterError, match=r"lr is \(2,\): expected one number, or a tensor of 3, one a run"):
+        tuned(pretrained, pool, aims(), lr=rates[:2])
+
+
 def test_gates_that_do_not_learn_stay_and_open_ones_are_dense_tuning(pretrained, pool):
     start = begun(pretrained)
     start = start._replace(gates=stack.map(lambda gate: torch.full_like(gate, 9.0), start.gates))
@@ -142,15 +153,15 @@ def test_a_net_is_no_distance_from_itself(pretrained, pool):
 def test_a_step_of_descent_is_the_formula_and_lets_gradients_pass_as_they_are(pretrained, pool):
     drawn, models = some(pretrained, pool)
     models = stack.map(lambda tensor: tensor.clone().requires_grad_(), models)
-    loss = smat.task_losses(smat.task_logits(NET, models, drawn, ways=3)).sum()
-    slopes = torch.autograd.grad(loss, list(models.values()))
-    stepped = meta_tuning._gradient_step(NET, models, drawn, 3, torch.tensor([0.5]))
+    losses = smat.task_losses(smat.task_logits(NET, models, drawn, ways=3))
+    slopes = torch.autograd.grad(losses.sum(), list(models.values()), retain_graph=True)
+    stepped = meta_tuning._gradient_step(models, losses, torch.tensor([0.5]))
     for (name, tensor), slope in zip(models.items(), slopes, strict=True):
         assert torch.allclose(stepped[name], tensor - 0.5 * slope, atol=1e-6)
-    assert equal(meta_tuning._gradient_step(NET, models, drawn, 3, torch.tensor([0.0])), models)
+    assert equal(meta_tuning._gradient_step(models, losses, torch.tensor([0.0])), models)
     passed = torch.autograd.grad(sum(tensor.sum() for tensor in stepped.values()), list(models.values()))
     assert all((each == 1).all() for each in passed)
-    assert (smat.task_losses(smat.task_logits(NET, stepped, drawn, ways=3)).sum() < loss).all()
+    assert (smat.task_losses(smat.task_logits(NET, stepped, drawn, ways=3)) < losses).all()
 
 
 def test_a_support_step_changes_its_own_runs_alone(pretrained, pool):

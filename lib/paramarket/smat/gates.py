@@ -49,8 +49,17 @@ class HardConcrete(NamedTuple):
         """
         return self._stretched(log_alpha / (self.temperature if temperature is None else temperature))
 
+    def slope(self, gates: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
+        """d z / d log alpha at these medians z: s (1 - s) (high - low) / temperature, and 0 where z is 0 or 1.
+
+        s = (z - low) / (high - low) is the sigmoid of log alpha / temperature.
+        """
+        s = (gates - self.low).div_(self.high - self.low)
+        inside = (gates - gates * gates).sign_()  # 1 between 0 and 1, 0 at either: many times as fast as a mask
+        return (s - s * s).mul_((self.high - self.low) / self.temperature).mul_(inside)
+
     def _stretched(self, logits: Tensor) -> Tensor:
-        return (logits.sigmoid() * (self.high - self.low) + self.low).clamp(0, 1)
+        return (logits.sigmoid() * (self.high - self.low)).add_(self.low).clamp(0, 1)
 
     def nonzero(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
         """P(z ≠ 0) = sigmoid(log alpha - temperature log(-low / high)); the sum is the expected number of open ones."""

@@ -17,10 +17,9 @@ from paramarket import stack
 from paramarket.base import is_watched, stream, whole_number
 from paramarket.errors import ParameterError
 from paramarket.smat.experts import (
+    LAW,
     SparseExperts,
     check_seeds,
-    closed_share,
-    expected_closed_share,
     interpolate,
     route,
     sparsity,
@@ -32,8 +31,9 @@ from paramarket.smat.tasks import (
     draw_by_seed,
     one_per_task,
     place_tasks,
+    prototype_logits,
     run_accuracy,
-    task_features,
+    run_features,
     task_logits,
     task_losses,
 )
@@ -97,10 +97,10 @@ def meta_tune(
     ways: int = 5,
     shots: int = 5,
     queries: int = 10,
-    lr: float = 2e-3,
-    gate_lr: float = 0.02,
+    lr: float | Float[Tensor, " K"] = 2e-3,
+    gate_lr: float = 0.05,
     key_lr: float = 0.01,
-    dual_lr: float = 0.02,
+    dual_lr: float = 0.05,
     distil: float = 0.25,
     record_every: int = 20,
 ) -> Tuned:
@@ -109,6 +109,7 @@ def meta_tune(
     Loss of a run: (1 - distil) cross-entropy of the queries + distil (the aims' distances) + sum_m lambda_m (tau - 1 +
     expected share of open gates), where lambda rises with tau - closed share, and restarts at 0 once that is met. The
     first factor is 1 where nothing is distilled. Adam throughout; lambda is not weighed by alpha.
+    lr: of delta, one for all or one a run · gate_lr, key_lr: of gates and keys · dual_lr: how fast lambda rises
     Raises ParameterError for aims or seeds that are not one a run, for a sparsity outside [0, 1), and for what
     `smat.draw_tasks` refuses.
     """
@@ -118,33 +119,86 @@ def meta_tune(
     seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
     whole_number("steps", steps, least=1)
     whole_number("record_every", record_every, least=1)
+    rates = _run_rates(lr, pretrained)
 
-    experts = start.copy()
-    delta = list(experts.delta.values())
-    gates = list(experts.gates.values())
-    learnt = [*delta, *gates, experts.keys]
-    for tensor in learnt:
-        tensor.requires_grad_()
-    delta_optimizer = AdamW(delta)
-    gate_optimizer = AdamW(gates)
-    key_optimizer = AdamW([experts.keys])
+    # All weights of a net in one row: what is done to every gate passes over memory once, not once a parameter.
+    like = stack.take(pretrained, 0)
+    learn = aims.learn_gates.to(stack.device(pretrained))
+    before = stack.vectors(pretrained)
+    first_delta = stack.vectors(start.delta).detach()
+    all_gates = stack.vectors(start.gates, axes=2).detach()
+    masks = LAW.median(all_gates)
+    gates = all_gates[learn]  # of the runs that learn theirs; all others stay, and so do their masks
+    opened = masks[learn]
+    keys = start.keys.detach().clone().requires_grad_()
+    walked = torch.zeros_like(
+        first_delta
+    )  # by Adam at a rate of 1: a rate only scales its steps, each run's by its own
+    delta = first_delta
+    delta_optimizer = AdamW([walked])
+    gate_optimizer = AdamW([gates])
+    key_optimizer = AdamW([keys])
 
     generators = {seed: stream(seed, "meta-tuning") for seed in seeds}
-    target = stack.place(aims.sparsity, pretrained).unsqueeze(1)
-    multiplier = torch.zeros_like(experts.keys[..., 0]).detach()
+    multiplier = keys.new_zeros(keys.shape[:2])
     history = []
     for step in tqdm(range(steps), f"meta-tuning {runs} runs", leave=False, delay=1, disable=not is_watched()):
         drawn = draw_by_seed(pool, classes, generators, seeds, tasks=tasks, ways=ways, shots=shots, queries=queries)
-        losses = _losses(net, pretrained, experts, aims, place_tasks(drawn, pretrained), ways, distil)
-        constraint = multiplier * (target - expected_closed_share(experts.gates))
-        *slopes, key_slope = torch.autograd.grad((losses.total + constraint.sum(dim=1)).sum(), learnt)
-        delta_optimizer.step(slopes[: len(delta)], lr)
-        _step_gates(gate_optimizer, slopes[len(delta) :], gate_lr, aims.learn_gates)
+        drawn = place_tasks(drawn, pretrained)
+        seen = run_features(net, pretrained, drawn.support)
+        alpha = route(keys, seen)
+        mixed = alpha.detach() @ masks
+        models = (before.unsqueeze(1) + mixed * delta.unsqueeze(1)).requires_grad_()
+        losses = _losses(net, pretrained, seen, stack.from_vectors(models, like), aims, drawn, ways, distil)
+
+        # The chain rule, for models = before + mixed * delta, and mixed = alpha @ masks.
+        (slope,) = torch.autograd.grad(losses.total.sum(), models)
+        mixed_slope = slope * delta.unsqueeze(1)
+        (key_slope,) = torch.autograd.grad(alpha, keys, mixed_slope @ masks.mT)
+        delta_optimizer.step([(slope * mixed).sum(dim=1)], 1.0)
+        delta = first_delta + rates * walked
         key_optimizer.step([key_slope], key_lr)
-        multiplier = _step_multiplier(multiplier, experts.gates, aims, dual_lr)
+        if learn.any():
+            mask_slope = alpha.detach()[learn].mT @ mixed_slope[learn]
+            gate_slope = _gate_slope(mask_slope, opened, gates, multiplier[learn])
+            gate_optimizer.step([gate_slope], gate_lr)
+            gates.clamp_(-CLAMP, CLAMP)
+            opened = LAW.median(gates)
+            masks[learn] = opened
+            closed = 1 - opened.sign().mean(dim=2)
+            multiplier[learn] = dual_ascent_step(multiplier[learn], closed, aims.sparsity[aims.learn_gates], dual_lr)
         if step % record_every == 0 or step + 1 == steps:
-            history.append(_history_rows(step + 1, losses, multiplier, experts.gates))
+            all_gates[learn] = gates
+            recorded = stack.from_vectors(all_gates, like)
+            history.append(_history_rows(step + 1, losses.queries, alpha.detach().mean(dim=1), multiplier, recorded))
+    experts = SparseExperts(stack.from_vectors(delta, like), stack.from_vectors(all_gates, like), keys)
     return Tuned(experts.copy(), pd.concat(history, ignore_index=True))
+
+
+def _run_rates(lr: float | Float[Tensor, " K"], models: Stack) -> Float[Tensor, "K 1"]:
+    """The learning rate of every run, as a column."""
+    runs = stack.count(models)
+    if isinstance(lr, Tensor) and lr.shape != (runs,):
+        raise ParameterError(f"lr is {tuple(lr.shape)}: expected one number, or a tensor of {runs}, one a run.")
+    return stack.place(torch.as_tensor(lr).expand(runs).unsqueeze(1), models)
+
+
+def _gate_slope(
+    mask_slope: Float[Tensor, "L M weights"],
+    masks: Float[Tensor, "L M weights"],
+    gates: Float[Tensor, "L M weights"],
+    multiplier: Float[Tensor, "L M"],
+) -> Float[Tensor, "L M weights"]:
+    """The gradient for log alpha: that of the task losses through the masks, and lambda q (1 - q) / weights.
+
+    The latter is that of the constraint, lambda (tau - 1 + mean q), where q is the chance that a gate is open.
+    """
+    slope = LAW.slope(masks).mul_(mask_slope)
+    if multiplier.any():
+        q = LAW.nonzero(gates)
+        pressure = (multiplier / gates.shape[-1]).unsqueeze(-1)
+        slope.addcmul_(q - q * q, pressure)
+    return slope
 
 
 def _check_aims(aims: Aims, runs: int) -> None:
@@ -158,44 +212,40 @@ def _check_aims(aims: Aims, runs: int) -> None:
 
 
 class _Losses(NamedTuple):
-    """One step of K runs: the loss without its constraint, the queries' cross-entropy in it, and the mean alpha."""
+    """One step of K runs: the loss without its constraint, and the queries' cross-entropy in it."""
 
     total: Float[Tensor, " K"]
     queries: Float[Tensor, " K"]
-    alpha: Float[Tensor, "K M"]
 
 
 def _losses(
-    net: nn.Module, pretrained: Stack, experts: SparseExperts, aims: Aims, tasks: Tasks, ways: int, distil: float
+    net: nn.Module, pretrained: Stack, seen: Tensor, models: Stack, aims: Aims, tasks: Tasks, ways: int, distil: float
 ) -> _Losses:
-    """What a step costs: each task's net is mixed, may take a step on its support, and answers its queries."""
-    before = one_per_task(pretrained, tasks)
-    alpha = _alpha(net, before, experts, tasks)
-    models = interpolate(pretrained, experts, alpha)
+    """What a step costs: each task's net may take a step on its support, and answers its queries.
+
+    seen [K, T, support, features]: what the pretrained nets say of the examples to learn from
+    """
     if aims.support_rate.any():
         support_as_queries = tasks._replace(query=tasks.support)
-        models = _gradient_step(net, models, support_as_queries, ways, aims.support_rate)
+        losses = task_losses(task_logits(net, models, support_as_queries, ways=ways))
+        models = _gradient_step(models, losses, aims.support_rate)
     logits = task_logits(net, models, tasks, ways=ways)
-    queries = task_losses(logits).mean(dim=1)
+    losses = task_losses(logits)
+    queries = losses.mean(dim=1)
     taught = aims.pretrained_teacher + aims.dense_teacher > 0
-    share = stack.place(distil * taught.float(), pretrained)
-    distance = _distance_from_teachers(net, before, models, logits, aims, tasks, ways)
-    return _Losses((1 - share) * queries + distil * distance, queries.detach(), alpha.detach().mean(dim=1))
-
-
-def _distance_from_teachers(
-    net: nn.Module, before: Stack, models: Stack, logits: Tensor, aims: Aims, tasks: Tasks, ways: int
-) -> Float[Tensor, " K"]:
-    """How far a run's answers are from its teachers', weighed as its aims say; teachers take no gradient."""
-    with torch.no_grad():
-        unchanged = task_logits(net, before, tasks, ways=ways)
-    distance = stack.place(aims.pretrained_teacher, models) * _divergence(unchanged, logits)
+    if not taught.any():
+        return _Losses(queries, queries.detach())
+    distance = torch.zeros_like(queries)
+    if aims.pretrained_teacher.any():
+        unchanged = prototype_logits(seen, run_features(net, pretrained, tasks.query), ways)
+        distance = distance + stack.place(aims.pretrained_teacher, models) * _divergence(unchanged, logits)
     if aims.dense_teacher.any():
-        dense = _gradient_step(net, models, tasks, ways, torch.full_like(aims.dense_teacher, TEACHER_LR))
-        with torch.no_grad():
+        dense = _gradient_step(models, losses, torch.full_like(aims.dense_teacher, TEACHER_LR))
+        with torch.no_grad():  # a teacher takes no gradient
             answers = task_logits(net, dense, tasks, ways=ways)
         distance = distance + stack.place(aims.dense_teacher, models) * _divergence(answers, logits)
-    return distance
+    share = stack.place(distil * taught.float(), pretrained)
+    return _Losses((1 - share) * queries + distil * distance, queries.detach())
 
 
 def _divergence(teacher: Float[Tensor, "K T q ways"], student: Float[Tensor, "K T q ways"]) -> Float[Tensor, " K"]:
@@ -206,41 +256,23 @@ def _divergence(teacher: Float[Tensor, "K T q ways"], student: Float[Tensor, "K 
     return 4 * divergence.flatten(1).mean(dim=1)
 
 
-def _gradient_step(net: nn.Module, models: Stack, tasks: Tasks, ways: int, rate: Float[Tensor, " K"]) -> Stack:
-    """Each task's model after one step of gradient descent on its queries, all weights free, at its run's rate.
+def _gradient_step(models: Stack, losses: Float[Tensor, "K T"], rate: Float[Tensor, " K"]) -> Stack:
+    """Each task's model after one step of gradient descent on its own loss, all weights free, at its run's rate.
 
     First-order: gradients pass to `models` as if the step did not depend on them.
     """
-    free = stack.map(lambda tensor: tensor.detach().requires_grad_(), models)
-    loss = task_losses(task_logits(net, free, tasks, ways=ways)).sum()
-    slopes = dict(zip(free, torch.autograd.grad(loss, list(free.values())), strict=True))
+    slopes = torch.autograd.grad(losses.sum(), list(models.values()), retain_graph=True)
     rate = stack.place(rate, models)
 
     def stepped(tensor: Tensor, slope: Tensor) -> Tensor:
         return tensor - rate.view(-1, *[1] * (slope.ndim - 1)) * slope
 
-    return stack.map(stepped, models, slopes)
+    return stack.map(stepped, models, dict(zip(models, slopes, strict=True)))
 
 
-@torch.no_grad()
-def _step_gates(optimizer: AdamW, slopes: Sequence[Tensor], lr: float, learn: Bool[Tensor, " K"]) -> None:
-    """One step of all gates; those that do not learn stay where they are, the others within their bounds."""
-    learn = learn.to(slopes[0].device)
-    for slope in slopes:
-        slope[~learn] = 0
-    optimizer.step(slopes, lr)
-    for gate in optimizer.weights:
-        gate[learn] = gate[learn].clamp(-CLAMP, CLAMP)
-
-
-@torch.no_grad()
-def _step_multiplier(multiplier: Float[Tensor, "K M"], gates: Stack, aims: Aims, rate: float) -> Float[Tensor, "K M"]:
-    """The multipliers after one step of dual ascent; those of gates that do not learn are 0."""
-    raised = dual_ascent_step(multiplier, closed_share(gates), aims.sparsity, rate)
-    return raised * stack.place(aims.learn_gates, gates).unsqueeze(1)
-
-
-def _history_rows(step: int, losses: _Losses, multiplier: Float[Tensor, "K M"], gates: Stack) -> pd.DataFrame:
+def _history_rows(
+    step: int, queries: Float[Tensor, " K"], alpha: Float[Tensor, "K M"], multiplier: Float[Tensor, "K M"], gates: Stack
+) -> pd.DataFrame:
     """What there is to tell of a step: one row a run and expert, the runs' own numbers beside each of their experts."""
     runs, experts = multiplier.shape
     shares = sparsity(gates)
@@ -249,8 +281,8 @@ def _history_rows(step: int, losses: _Losses, multiplier: Float[Tensor, "K M"], 
             "step": step,
             "run": np.repeat(np.arange(runs), experts),
             "expert": np.tile(np.arange(experts), runs),
-            "loss": losses.queries.cpu().repeat_interleave(experts),
-            "alpha": losses.alpha.cpu().flatten(),
+            "loss": queries.cpu().repeat_interleave(experts),
+            "alpha": alpha.cpu().flatten(),
             "sparsity": shares.closed.flatten(),
             "expected": shares.expected.flatten(),
             "multiplier": multiplier.cpu().flatten(),
@@ -259,17 +291,15 @@ def _history_rows(step: int, losses: _Losses, multiplier: Float[Tensor, "K M"], 
     )
 
 
-def _alpha(net: nn.Module, before: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
-    """What the router makes of the examples, seen through the pretrained nets, which take no gradient."""
-    with torch.no_grad():
-        features = task_features(net, before, tasks.support)
-    return route(experts.keys, features)
+def _alpha(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks) -> Float[Tensor, "K T M"]:
+    """What the router makes of the examples, seen through the pretrained nets."""
+    return route(experts.keys, run_features(net, pretrained, tasks.support))
 
 
 @torch.no_grad()
 def task_models(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks) -> Stack:
     """The model that the router makes for every task of every run, a stack [K, T]."""
-    alpha = _alpha(net, one_per_task(pretrained, tasks), experts, tasks)
+    alpha = _alpha(net, pretrained, experts, tasks)
     return interpolate(pretrained, experts, alpha)
 
 
@@ -305,7 +335,7 @@ def mean_alpha_by_domain(
     domains: how many the pool of the tasks has
     """
     tasks = place_tasks(tasks, pretrained)
-    alpha = _alpha(net, one_per_task(pretrained, tasks), experts, tasks)
+    alpha = _alpha(net, pretrained, experts, tasks)
     member = nn.functional.one_hot(tasks.domain, domains).to(alpha)
     counts = member.sum(dim=1).unsqueeze(-1)
     return ((member.mT @ alpha) / counts.clamp_min(1)).cpu()

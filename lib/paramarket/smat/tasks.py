@@ -221,6 +221,13 @@ def task_features(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) 
     return features.unflatten(0, x.shape[:2])
 
 
+def run_features(net: nn.Module, models: Stack, x: Float[Tensor, "K T n ..."]) -> Float[Tensor, "K T n features"]:
+    """What the one model of every run, a stack [K], says of the examples of all its tasks."""
+    examples = stack.place(x, models).flatten(1, 2)
+    features = stack.apply(net, models, examples, shared=False, training=True)
+    return features.unflatten(1, x.shape[1:3])
+
+
 def task_logits(net: nn.Module, models: Stack, tasks: Tasks, *, ways: int) -> Float[Tensor, "K T q ways"]:
     """The logits of every task's queries by its own model [K, T], from the prototypes of its support."""
     shots = tasks.support.shape[2]
