@@ -30,6 +30,7 @@ OFFERED = {
     "plot.mask_schematic": "sparse interpolated experts in one picture",
     "plot.soup_schematic": "a soup of experts in one picture",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
+    "smat.shuffle_within": "what two masks share by chance, if units keep how many gates they have open",
     "smat.side_by_side": "pairs of digits, a hundred kinds out of ten",
     "runs.cached": "what an earlier notebook built, without building it again",
     "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",

@@ -216,6 +216,49 @@ def test_a_mask_overlaps_with_itself_and_by_chance_with_another():
     assert smat.overlap(gates, none).tolist() == [[[0], [0]]] * 2
 
 
+@given(seeds, st.sampled_from(["rows", "columns"]))
+def test_shuffled_gates_stay_within_their_row_or_column(seed, axis):
+    gates = drawn(seed=seed).gates
+    kept = stack.copy(gates)
+    found = smat.shuffle_within(gates, axis, stream(seed, "shuffle"))
+    assert equal(gates, kept)
+    for name, gate in found.items():
+        along = 2 if axis == "columns" and name.endswith("weight") else -1
+        assert torch.equal(gate.sort(dim=along).values, gates[name].sort(dim=along).values)
+        assert not torch.equal(gate, gates[name])
+    assert equal(found, smat.shuffle_within(gates, axis, stream(seed, "shuffle")))
+    assert torch.allclose(smat.sparsity(found).closed, smat.sparsity(gates).closed)
+
+
+def test_shuffled_masks_overlap_as_independent_rows_of_their_densities_do():
+    """Rows of densities p overlap by sum p² of sum (2 p - p²); a mask that ignores rows would find less."""
+    shares = torch.tensor([0.05, 0.6]).repeat(100)
+    luck = stream(0, "masks")
+    opened = torch.rand(1, 2, 200, 300, generator=luck) < shares[:, None]
+    gates = {"1.weight": torch.where(opened, 9.0, -9.0)}
+    twice = smat.shuffle_within(gates, "rows", luck)
+    expected = shares.square().sum() / (2 * shares - shares.square()).sum()
+    overlaps = smat.overlap(gates, twice)
+    assert torch.allclose(overlaps, expected.expand(1, 2, 2), atol=0.02)
+    density = shares.mean()
+    anywhere = smat.overlap(gates, smat.shuffle_within(gates, "columns", luck))
+    assert torch.allclose(anywhere, (density / (2 - density)).expand(1, 2, 2), atol=0.02)
+    assert (overlaps > anywhere + 0.05).all()
+
+
+def test_experts_are_shuffled_each_by_itself():
+    row = torch.where(torch.arange(64) < 32, 9.0, -9.0)
+    found = smat.shuffle_within({"1.bias": row.expand(2, 2, 64)}, "rows", stream(0, "shuffle"))["1.bias"]
+    assert len(found.flatten(0, 1).unique(dim=0)) == 4
+
+
+def test_gates_that_cannot_be_shuffled_are_refused():
+    with pytest.raises(ParameterError, match=r"unknown axis 'row'. Did you mean 'rows'"):
+        smat.shuffle_within(drawn().gates, "row", stream(0))
+    with pytest.raises(ShapeError, match="expected those of matrices or vectors"):
+        smat.shuffle_within({"1.weight": torch.zeros(1, 1, 2, 2, 2)}, "rows", stream(0))
+
+
 def test_on_another_device_experts_start_alike_and_what_is_shown_is_on_the_cpu():
     kinds = {"density": 0.3, "seeds": [0, 1]}
     settings = {"experts": 3, "features": 4, "seeds": [0, 1]}
@@ -227,6 +270,10 @@ def test_on_another_device_experts_start_alike_and_what_is_shown_is_on_the_cpu()
         there = smat.fixed_masks(smat.experts_of(away, **settings), ["learnt", "random"], **kinds)
         assert {stack.device(there.delta), stack.device(there.gates), there.keys.device} == {device}
         assert equal(here.gates, stack.map(lambda tensor: tensor.cpu(), there.gates))
+        moved = smat.shuffle_within(there.gates, "columns", stream(0))
+        assert equal(
+            smat.shuffle_within(here.gates, "columns", stream(0)), stack.map(lambda tensor: tensor.cpu(), moved)
+        )
         shown_there = [*smat.sparsity(there.gates), smat.overlap(there.gates, here.gates)]
         pd.testing.assert_frame_equal(smat.storage(there.gates), smat.storage(here.gates))
         way = there._replace(delta=stack.map(lambda tensor: tensor.to(device), drawn().delta))

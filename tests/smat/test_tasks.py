@@ -91,6 +91,13 @@ def test_all_domains_classes_and_examples_come_up():
     assert len((numbers % 1000).unique()) == 14
 
 
+def test_every_domain_can_have_as_many_tasks_one_domain_after_another():
+    tasks = smat.fresh_tasks(POOL, range(4), seeds=[5, 6], tasks=2, ways=3, shots=1, queries=2, by_domain=True)
+    assert tasks.domain.tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+    assert tasks.support.shape == (2, 6, 3, 1, 4, 4)
+    assert torch.equal((tasks.query[:, :, 0, 0, 0, 0] // 1000).long(), tasks.domain)
+
+
 def test_the_same_generator_draws_the_same_tasks():
     one, other = (draw(3, range(4), 3, 2, 2, seed=1) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -13,12 +13,12 @@ from paramarket.smat.experts import (
     open_gates,
     overlap,
     route,
+    shuffle_within,
     sparsity,
     storage,
 )
 from paramarket.smat.gates import HardConcrete, dual_ascent_step
 from paramarket.smat.meta_tuning import (
-    Accuracies,
     Aims,
     Tuned,
     accuracies,
@@ -27,6 +27,7 @@ from paramarket.smat.meta_tuning import (
     task_models,
 )
 from paramarket.smat.tasks import (
+    Accuracies,
     TaskPool,
     Tasks,
     draw_tasks,
@@ -64,6 +65,7 @@ __all__ = [
     "pretrain_foundation",
     "prototype_logits",
     "route",
+    "shuffle_within",
     "side_by_side",
     "sparsity",
     "storage",

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -12,12 +11,14 @@ from tqdm.auto import tqdm
 from paramarket import stack
 from paramarket.base import check_list, is_watched, stream, whole_number
 from paramarket.smat.tasks import (
+    Accuracies,
     TaskPool,
     Tasks,
     draw_by_seed,
     place_tasks,
     prototype_logits,
-    run_accuracy,
+    task_accuracies,
+    task_logits,
     way_labels,
 )
 from paramarket.stack import Stack
@@ -68,8 +69,10 @@ class _LowRank(NamedTuple):
 
 def tuned_accuracy(
     net: nn.Module, models: Stack, tasks: Tasks, *, ways: int, steps: int, lr: float, rank: int | None = None
-) -> Float[Tensor, " K"]:
-    """Accuracy of K runs on T tasks each, after `steps` of Adam on every task's own support, all tasks at once.
+) -> Accuracies:
+    """Accuracies of K runs on T tasks each, after `steps` of Adam on every task's own support, all tasks at once.
+
+    Those before are of the models that the tasks start from.
 
     models: the one that each task starts from, [K, T], see `smat.one_per_task`
     rank: None tunes all weights; otherwise every matrix W [out, in] becomes W + B A (Hu et al. 2022), with A [rank, in]
@@ -79,7 +82,6 @@ def tuned_accuracy(
     tasks = place_tasks(tasks, models)
     start = stack.flat(models)
     support = tasks.support.flatten(0, 1)
-    query = tasks.query.flatten(0, 1)
     change = stack.map(torch.zeros_like, start) if rank is None else _low_rank(start, rank)
     learnt = list(change.values()) if rank is None else [*change.a.values(), *change.b.values()]
     for tensor in learnt:
@@ -93,11 +95,10 @@ def tuned_accuracy(
         loss = cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / (ways * shots)
         optimizer.step(torch.autograd.grad(loss, learnt), lr)
     with torch.no_grad():
-        tuned = _changed(start, change)
-        of_support = stack.apply(net, tuned, support, shared=False, training=True)
-        of_query = stack.apply(net, tuned, query, shared=False, training=True)
-        logits = prototype_logits(of_support, of_query, ways)
-    return run_accuracy(logits.unflatten(0, tasks.support.shape[:2]))
+        tuned = stack.unflat(_changed(start, change), tasks.domain.shape)
+        before = task_accuracies(task_logits(net, models, tasks, ways=ways))
+        after = task_accuracies(task_logits(net, tuned, tasks, ways=ways))
+    return Accuracies(after, before, tasks.domain.cpu())
 
 
 def _low_rank(start: Stack, rank: int) -> _LowRank:

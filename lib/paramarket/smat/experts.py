@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from paramarket import stack
 from paramarket.base import check_list, stream, whole_number
@@ -89,12 +89,16 @@ def interpolate(pretrained: Stack, experts: SparseExperts, alpha: Float[Tensor, 
     runs = stack.count(experts.delta)
     if nets != runs:
         raise ShapeError(f"{nets} pretrained nets and {runs} runs of experts: expected as many of each.")
-    masks = stack.mix(alpha, stack.map(LAW.median, experts.gates))
+    return mix_masks(pretrained, stack.map(LAW.median, experts.gates), experts.delta, alpha)
 
-    def changed(weight: Tensor, mask: Tensor, delta: Tensor) -> Tensor:
-        return weight.unsqueeze(1) + mask * delta.unsqueeze(1)
 
-    return stack.map(changed, pretrained, masks, experts.delta)
+def mix_masks(pretrained: Stack, masks: Stack, delta: Stack, alpha: Float[Tensor, "K T M"]) -> Stack:
+    """`interpolate` for whoever has the masks, a stack [K, M], already."""
+
+    def changed(weight: Tensor, mixed: Tensor, delta: Tensor) -> Tensor:
+        return torch.addcmul(weight.unsqueeze(1), mixed, delta.unsqueeze(1))
+
+    return stack.map(changed, pretrained, stack.mix(alpha, masks), delta)
 
 
 def route(keys: Float[Tensor, "K M features"], support: Float[Tensor, "K T s features"]) -> Float[Tensor, "K T M"]:
@@ -199,6 +203,27 @@ def overlap(one: Stack, other: Stack) -> Float[Tensor, "K M N"]:
     both = a @ b.mT
     either = a.sum(dim=2).unsqueeze(2) + b.sum(dim=2).unsqueeze(1) - both
     return (both / either.clamp_min(1)).cpu()
+
+
+def shuffle_within(gates: Stack, axis: str, generator: Generator) -> Stack:
+    """Gates that trade places at random, for what two masks share by chance alone (see `overlap`).
+
+    axis: "rows", so that a unit keeps how many gates of its inputs are open, or "columns", so that an input keeps how
+        many of its outputs' are. Biases trade places with one another. Every run and expert is shuffled by itself.
+    The generator is one of the CPU. Raises ParameterError for another axis, ShapeError for other gates than those of
+    matrices and vectors.
+    """
+    if axis not in ("rows", "columns"):
+        raise ParameterError(unknown("axis", axis, ("rows", "columns")))
+
+    def shuffled(gate: Tensor) -> Tensor:
+        if gate.ndim not in (3, 4):
+            raise ShapeError(f"gates of shape {tuple(gate.shape)}: expected those of matrices or vectors, [K, M, ...].")
+        along = 2 if gate.ndim == 4 and axis == "columns" else -1
+        order = torch.rand(gate.shape, generator=generator).argsort(dim=along)
+        return gate.gather(along, order.to(gate.device))
+
+    return stack.map(shuffled, gates)
 
 
 def storage(gates: Stack) -> pd.DataFrame:

@@ -15,25 +15,27 @@ from tqdm.auto import tqdm
 
 from paramarket import stack
 from paramarket.base import is_watched, stream, whole_number
-from paramarket.errors import ParameterError
+from paramarket.errors import ParameterError, ShapeError
 from paramarket.smat.experts import (
     LAW,
     SparseExperts,
     check_seeds,
     interpolate,
+    mix_masks,
     route,
     sparsity,
 )
 from paramarket.smat.gates import check_sparsity, dual_ascent_step
 from paramarket.smat.tasks import (
+    Accuracies,
     TaskPool,
     Tasks,
+    by_domain,
     draw_by_seed,
-    one_per_task,
     place_tasks,
     prototype_logits,
-    run_accuracy,
     run_features,
+    task_accuracies,
     task_logits,
     task_losses,
 )
@@ -42,6 +44,7 @@ from paramarket.train import AdamW
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step
+AT_ONCE = 2_000_000  # weights of tasks' models that are judged together: 8 MB
 
 
 class Aims(NamedTuple):
@@ -303,39 +306,72 @@ def task_models(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks
     return interpolate(pretrained, experts, alpha)
 
 
-class Accuracies(NamedTuple):
-    """The share of queries that K runs answer right, and the pretrained net of each on the same tasks; on the CPU."""
-
-    tuned: Float[Tensor, " K"]
-    pretrained: Float[Tensor, " K"]
-
-    def table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """One row a run: the columns of a grid, `accuracy` and `pretrained_accuracy` (shares of its queries)."""
-        return stack.table(rows, accuracy=self.tuned, pretrained_accuracy=self.pretrained)
-
-
 @torch.no_grad()
-def accuracies(net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, *, ways: int = 4) -> Accuracies:
-    """The share of queries that every run answers right on its tasks [K, T, ...], with its experts and without.
+def accuracies(
+    net: nn.Module,
+    pretrained: Stack,
+    experts: SparseExperts,
+    tasks: Tasks,
+    *,
+    ways: int = 4,
+    of: Sequence[int] | None = None,
+) -> Accuracies:
+    """The share of queries that every run answers right on its tasks [J, T, ...], with its experts and without.
 
     tasks: see `smat.fresh_tasks` · ways: of the tasks, as they were drawn
+    of: which of the J pretrained nets, and so of the rows of tasks, is each run's; None where there are as many
+    Raises ShapeError where these do not fit together.
     """
-    tasks = place_tasks(tasks, pretrained)
-    tuned = task_logits(net, task_models(net, pretrained, experts, tasks), tasks, ways=ways)
-    before = task_logits(net, one_per_task(pretrained, tasks), tasks, ways=ways)
-    return Accuracies(run_accuracy(tuned), run_accuracy(before))
+    runs = stack.count(experts.delta)
+    of = list(range(runs)) if of is None else [whole_number("of", row, least=0) for row in of]
+    nets = stack.count(pretrained)
+    if len(of) != runs or len(tasks.domain) != nets or max(of) >= nets:
+        given = f"{nets} pretrained nets, tasks for {len(tasks.domain)} and {runs} runs of experts, of {of}"
+        raise ShapeError(f"{given}: expected tasks for each of the nets, and one of the nets for each run.")
+    of = torch.tensor(of)
+    tuned = torch.empty(runs, tasks.domain.shape[1])
+    before = torch.empty_like(tuned)
+    for row in of.unique().tolist():  # runs of one net share their tasks: no need to hold them all at once
+        chosen = of == row
+        own_tasks = Tasks(tasks.support[row], tasks.query[row], tasks.domain[row])
+        own_net = stack.take(pretrained, slice(row, row + 1))
+        tuned[chosen], before[chosen] = _judge(net, own_net, experts.take(chosen), own_tasks, ways)
+    return Accuracies(tuned, before, tasks.domain[of].cpu())
+
+
+def _judge(
+    net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, ways: int
+) -> tuple[Float[Tensor, "K T"], Float[Tensor, " T"]]:
+    """Accuracies on tasks [T, ...] of K runs from one pretrained net, a stack [1], and of that net itself.
+
+    Some tasks at a time: the models of all of them would not fit into a processor's cache, nor perhaps into memory.
+    """
+    runs = stack.count(experts.delta)
+    masks = stack.map(LAW.median, experts.gates)
+    weights = sum(tensor.numel() for tensor in pretrained.values())
+    at_once = max(1, AT_ONCE // (runs * weights))
+    parts = zip(tasks.support.split(at_once), tasks.query.split(at_once), tasks.domain.split(at_once), strict=True)
+    tuned = []
+    before = []
+    for part in parts:
+        part = place_tasks(Tasks(*(tensor.unsqueeze(0) for tensor in part)), pretrained)
+        seen = run_features(net, pretrained, part.support)
+        unchanged = prototype_logits(seen, run_features(net, pretrained, part.query), ways)
+        before.append(task_accuracies(unchanged)[0])
+        alpha = route(experts.keys, seen.expand(runs, *seen.shape[1:]))
+        models = mix_masks(pretrained, masks, experts.delta, alpha)
+        every = Tasks(*(tensor.expand(runs, *tensor.shape[1:]) for tensor in part))
+        tuned.append(task_accuracies(task_logits(net, models, every, ways=ways)))
+    return torch.cat(tuned, dim=1), torch.cat(before)
 
 
 @torch.no_grad()
 def mean_alpha_by_domain(
     net: nn.Module, pretrained: Stack, experts: SparseExperts, tasks: Tasks, *, domains: int
 ) -> Float[Tensor, "K domains M"]:
-    """The mean alpha that the tasks of each domain get (0 for a domain without a task); on the CPU.
+    """The mean alpha that the tasks of each domain get (not a number for a domain without a task); on the CPU.
 
     domains: how many the pool of the tasks has
     """
-    tasks = place_tasks(tasks, pretrained)
     alpha = _alpha(net, pretrained, experts, tasks)
-    member = nn.functional.one_hot(tasks.domain, domains).to(alpha)
-    counts = member.sum(dim=1).unsqueeze(-1)
-    return ((member.mT @ alpha) / counts.clamp_min(1)).cpu()
+    return by_domain(alpha.cpu(), tasks.domain.cpu(), domains)

@@ -6,10 +6,11 @@ Tasks are drawn on the CPU. Whatever runs models on them moves them to where the
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from paramarket import stack
 from paramarket.base import check_list, stream, whole_number
@@ -89,10 +90,19 @@ def task_pool(split: Split, domains: Mapping[str, Domain], *, seed: int) -> Task
 
 
 def draw_tasks(
-    pool: TaskPool, classes: Sequence[int], generator: Generator, *, tasks: int, ways: int, shots: int, queries: int
+    pool: TaskPool,
+    classes: Sequence[int],
+    generator: Generator,
+    *,
+    tasks: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    by_domain: bool = False,
 ) -> Tasks:
     """Tasks at random: a domain, `ways` of the classes, of each `shots` examples to learn from and `queries` others.
 
+    by_domain: so many tasks of every domain, [domains · tasks], one domain after another
     Raises ParameterError for classes that the pool does not have, and for more ways or examples than there are.
     """
     classes = _known_classes(pool, classes)
@@ -102,9 +112,12 @@ def draw_tasks(
         raise ParameterError(f"ways = {ways} of the classes {classes}: expected 2 or more, and no more than these.")
     if shots < 1 or queries < 1 or shots + queries > each:
         raise ParameterError(f"shots = {shots}, queries = {queries}: expected 1 or more, {each} in all.")
-    domain = torch.randint(len(pool.x), (tasks,), generator=generator)
-    chosen = torch.rand(tasks, len(classes), generator=generator).argsort(dim=1)[:, :ways]
-    order = torch.rand(tasks, ways, each, generator=generator).argsort(dim=2)[..., : shots + queries]
+    if by_domain:
+        domain = torch.arange(len(pool.x)).repeat_interleave(tasks)
+    else:
+        domain = torch.randint(len(pool.x), (tasks,), generator=generator)
+    chosen = torch.rand(len(domain), len(classes), generator=generator).argsort(dim=1)[:, :ways]
+    order = torch.rand(len(domain), ways, each, generator=generator).argsort(dim=2)[..., : shots + queries]
     own_classes = torch.as_tensor(classes)[chosen]  # [tasks, ways]
     places = pool.places[own_classes].gather(2, order)  # [tasks, ways, shots + queries]
     x = pool.x[domain[:, None, None], places]
@@ -121,18 +134,12 @@ def _known_classes(pool: TaskPool, classes: Iterable[SupportsIndex]) -> list[int
 
 
 def draw_by_seed(
-    pool: TaskPool,
-    classes: Sequence[int],
-    generators: Mapping[int, Generator],
-    seeds: Sequence[int],
-    *,
-    tasks: int,
-    ways: int,
-    shots: int,
-    queries: int,
+    pool: TaskPool, classes: Sequence[int], generators: Mapping[int, Generator], seeds: Sequence[int], **sizes: int
 ) -> Tasks:
-    """Tasks [K, T, ...] of K runs, from the generator of each run's seed; runs of one seed get the same ones."""
-    sizes = {"tasks": tasks, "ways": ways, "shots": shots, "queries": queries}
+    """Tasks [K, T, ...] of K runs, from the generator of each run's seed; runs of one seed get the same ones.
+
+    sizes: as `draw_tasks` takes them
+    """
     by_seed = {seed: draw_tasks(pool, classes, generator, **sizes) for seed, generator in generators.items()}
     runs = [by_seed[seed] for seed in seeds]
     support = torch.stack([run.support for run in runs])
@@ -151,21 +158,24 @@ def fresh_tasks(
     shots: int = 5,
     queries: int = 10,
     noise: float = 0.0,
+    by_domain: bool = False,
 ) -> Tasks:
     """Tasks to judge by, [K, T, ...], the same for runs of one seed.
 
     noise: share of the examples to learn from that exchange their labels among themselves; two or more, or none
+    by_domain: so many tasks of every domain, one domain after another, T = domains · tasks
     """
     check_list("seeds", seeds)
     seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
     if not 0 <= noise <= 1:
         raise ParameterError(f"noise = {noise}: expected a share from 0 to 1.")
     generators = {seed: stream(seed, "judge") for seed in seeds}
-    drawn = draw_by_seed(pool, classes, generators, seeds, tasks=tasks, ways=ways, shots=shots, queries=queries)
+    sizes = {"tasks": tasks, "ways": ways, "shots": shots, "queries": queries, "by_domain": by_domain}
+    drawn = draw_by_seed(pool, classes, generators, seeds, **sizes)
     exchanged = round(noise * ways * shots)
     if exchanged > 1:
         for run, seed in enumerate(seeds):
-            for task in range(tasks):
+            for task in range(drawn.domain.shape[1]):
                 chosen = torch.randperm(ways * shots, generator=stream(seed, "noise", task))[:exchanged]
                 drawn.support[run, task, chosen] = drawn.support[run, task, chosen.roll(1)]
     return drawn
@@ -243,8 +253,45 @@ def task_losses(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, "K T"]:
     return losses.view(runs, tasks, queries).mean(dim=-1)
 
 
-def run_accuracy(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, " K"]:
-    """The share of all queries of a run that get their own way, which stand way by way; on the CPU."""
+def task_accuracies(logits: Float[Tensor, "K T q ways"]) -> Float[Tensor, "K T"]:
+    """The share of every task's queries that get their own way, which stand way by way; on the CPU."""
     queries, ways = logits.shape[2:]
     labels = way_labels(ways, queries // ways).to(logits.device)
-    return (logits.argmax(dim=-1) == labels).float().flatten(1).mean(dim=1).cpu()
+    return (logits.argmax(dim=-1) == labels).float().mean(dim=2).cpu()
+
+
+def by_domain(
+    values: Float[Tensor, "K T *more"], domain: Int[Tensor, "K T"], domains: int
+) -> Float[Tensor, "K domains *more"]:
+    """The mean over the tasks of each domain; not a number for a domain without a task.
+
+    domains: how many the pool of the tasks has. Raises ParameterError for a task of another.
+    """
+    if domain.max() >= domains:
+        raise ParameterError(f"a task of domain {int(domain.max())}, counted from 0, and {domains} domains.")
+    member = one_hot(domain, domains).to(values).mT
+    share = member / member.sum(dim=2, keepdim=True)
+    return torch.einsum("kdt,kt...->kd...", share, values)
+
+
+class Accuracies(NamedTuple):
+    """The share of its queries that every task of K runs gets right, after tuning and before; on the CPU.
+
+    domain: which domain of the pool a task is seen through. A run's accuracy is the mean over its tasks.
+    """
+
+    tuned: Float[Tensor, "K T"]
+    pretrained: Float[Tensor, "K T"]
+    domain: Int[Tensor, "K T"]
+
+    def table(self, rows: pd.DataFrame, cameras: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row a run: the columns of a grid, `accuracy` and `pretrained_accuracy` (shares of its queries).
+
+        cameras: the names of all the pool's domains, for one row a run and `camera`; of one without a task both
+            numbers are missing
+        """
+        if cameras is None:
+            return stack.table(rows, accuracy=self.tuned.mean(dim=1), pretrained_accuracy=self.pretrained.mean(dim=1))
+        tuned = by_domain(self.tuned, self.domain, len(cameras))
+        pretrained = by_domain(self.pretrained, self.domain, len(cameras))
+        return stack.table(rows, {"camera": cameras}, accuracy=tuned, pretrained_accuracy=pretrained)
