@@ -1,10 +1,13 @@
 import inspect
+import math
 
 import numpy as np
 import pytest
 import torch
 from devices import second_device
 from orders import equal
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, kl_div
 
 from paramarket import data, smat, stack
 from paramarket.base import stream
@@ -104,6 +107,78 @@ def test_a_run_does_not_depend_on_those_beside_it(pretrained, pool):
     )
     for name, tensor in alone.experts.delta.items():
         assert torch.allclose(tensor[0], together.experts.delta[name][1], atol=2e-4)
+
+
+def by_hand(pretrained, begun, tasks, sparsity, distil):
+    """SMAT for one run in plain PyTorch, one step a task: (delta, gates, keys, query loss of the last step)."""
+    delta = {name: tensor[0].clone().requires_grad_() for name, tensor in begun.delta.items()}
+    gates = {name: tensor[0].clone().requires_grad_() for name, tensor in begun.gates.items()}
+    keys = begun.keys[0].clone().requires_grad_()
+    learnt = [(delta.values(), 2e-3), (gates.values(), 0.05), ([keys], 0.01)]
+    optimizers = [torch.optim.Adam(tensors, lr=lr, eps=1e-8) for tensors, lr in learnt]
+    multiplier = keys.new_zeros(len(keys))
+    for support, query in tasks:
+
+        def logits(weights, support=support, query=query):
+            of_support = functional_call(NET, weights, (support,))
+            of_query = functional_call(NET, weights, (query,))
+            return smat.prototype_logits(of_support, of_query, ways=3)
+
+        e = functional_call(NET, pretrained, (support,)).mean(dim=0)
+        scores = torch.sigmoid(keys @ (e / e.norm() * len(e) ** 0.5))
+        alpha = scores / scores.sum()
+        z = {name: (1.2 * torch.sigmoid(1.5 * log_alpha) - 0.1).clamp(0, 1) for name, log_alpha in gates.items()}
+        models = {name: pretrained[name] + torch.tensordot(alpha, z[name], 1) * delta[name] for name in delta}
+        answers = logits(models)
+        loss = cross_entropy(answers, smat.way_labels(ways=3, each=3))
+        slopes = torch.autograd.grad(loss, list(models.values()), retain_graph=True)
+        ahead = {name: models[name].detach() - 0.05 * slope for name, slope in zip(models, slopes, strict=True)}
+        student = (answers / 2).log_softmax(dim=1)
+        distance = 0
+        for teacher in (logits(pretrained), logits(ahead)):
+            target = (teacher / 2).log_softmax(dim=1)
+            distance = distance + 0.5 * 4 * kl_div(student, target, reduction="batchmean", log_target=True)
+        row = torch.cat([log_alpha.flatten(1) for log_alpha in gates.values()], dim=1)
+        chances = torch.sigmoid(row + 2 / 3 * math.log(11))
+        constraint = multiplier @ (sparsity - 1 + chances.mean(dim=1))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        ((1 - distil) * loss + distil * distance + constraint).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        row = torch.cat([log_alpha.flatten(1) for log_alpha in gates.values()], dim=1)
+        closed = (row <= -2 / 3 * math.log(11)).double().mean(dim=1)
+        multiplier = torch.where(closed < sparsity, multiplier + 0.05 * (sparsity - closed), 0)
+    return delta, gates, keys, loss
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_steps_are_those_of_plain_pytorch(pretrained, pool, moved, steps):
+    """On the task that whoever knows the seed can draw, too."""
+    one = stack.map(torch.Tensor.double, stack.take(pretrained, [0]))
+    start = begun(one, seeds=(7,), experts=3)
+    if moved:  # with a delta of 0, no gate and no key has a gradient of the task in the first step
+        noise = stream(0, "delta")
+        delta = stack.map(lambda tensor: 0.1 * torch.randn(tensor.shape, generator=noise).to(tensor), one)
+        start = start._replace(delta=delta)
+    plan = aims((0.9,), pretrained=0.5, dense=0.5)
+    sizes = {"tasks": 1, "ways": 3, "shots": 2, "queries": 3}
+    found = smat.meta_tune(
+        NET, one, start, plan, pool, range(6), seeds=[7], steps=steps, record_every=1, distil=0.4, **sizes
+    )
+    luck = stream(7, "meta-tuning")
+    drawn = [smat.draw_tasks(pool, range(6), luck, **sizes) for _ in range(steps)]
+    tasks = [(task.support[0].double(), task.query[0].double()) for task in drawn]
+    delta, gates, keys, loss = by_hand(stack.take(one, 0), start, tasks, 0.9, 0.4)
+    assert found.history.loss.iloc[-1] == pytest.approx(loss.item(), abs=1e-5)
+    assert torch.allclose(found.experts.keys[0], keys, atol=1e-5)
+    for name in delta:
+        assert torch.allclose(found.experts.delta[name][0], delta[name], atol=1e-5)
+        assert torch.allclose(found.experts.gates[name][0], gates[name], atol=1e-5)
+    if steps == 1:
+        still = all(torch.equal(found.experts.gates[name], start.gates[name]) for name in delta)
+        assert still != moved
 
 
 def test_every_run_may_have_a_rate_of_its_own(pretrained, pool):
