@@ -147,7 +147,7 @@ def by_hand(pretrained, begun, tasks, sparsity, distil):
         for optimizer in optimizers:
             optimizer.step()
         row = torch.cat([log_alpha.flatten(1) for log_alpha in gates.values()], dim=1)
-        closed = (row <= -2 / 3 * math.log(11)).double().mean(dim=1)
+        closed = (row <= -2 / 3 * math.log(11)).to(row).mean(dim=1)
         multiplier = torch.where(closed < sparsity, multiplier + 0.05 * (sparsity - closed), 0)
     return delta, gates, keys, loss
 
