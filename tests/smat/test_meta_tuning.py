@@ -114,8 +114,11 @@ def by_hand(pretrained, begun, tasks, sparsity, distil):
     delta = {name: tensor[0].clone().requires_grad_() for name, tensor in begun.delta.items()}
     gates = {name: tensor[0].clone().requires_grad_() for name, tensor in begun.gates.items()}
     keys = begun.keys[0].clone().requires_grad_()
-    learnt = [(delta.values(), 2e-3), (gates.values(), 0.05), ([keys], 0.01)]
-    optimizers = [torch.optim.Adam(tensors, lr=lr, eps=1e-8) for tensors, lr in learnt]
+    optimizers = [
+        torch.optim.Adam(delta.values(), lr=2e-3),
+        torch.optim.Adam(gates.values(), lr=0.05, betas=(0.0, 0.999)),
+        torch.optim.Adam([keys], lr=0.01),
+    ]
     multiplier = keys.new_zeros(len(keys))
     for support, query in tasks:
 
@@ -148,7 +151,7 @@ def by_hand(pretrained, begun, tasks, sparsity, distil):
             optimizer.step()
         row = torch.cat([log_alpha.flatten(1) for log_alpha in gates.values()], dim=1)
         closed = (row <= -2 / 3 * math.log(11)).to(row).mean(dim=1)
-        multiplier = torch.where(closed < sparsity, multiplier + 0.05 * (sparsity - closed), 0)
+        multiplier = torch.where(closed < sparsity, multiplier + 0.2 * (sparsity - closed), 0)
     return delta, gates, keys, loss
 
 

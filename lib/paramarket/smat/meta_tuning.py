@@ -40,7 +40,7 @@ from paramarket.smat.tasks import (
     task_losses,
 )
 from paramarket.stack import Stack
-from paramarket.train import AdamW
+from paramarket.train import AdamW, AdamWithoutMomentum
 
 CLAMP = 4.605  # log 100: how far a gate may go either way, as in the authors' code
 TEACHER_LR = 0.05  # of the dense teacher's one step
@@ -103,7 +103,7 @@ def meta_tune(
     lr: float | Float[Tensor, " K"] = 2e-3,
     gate_lr: float = 0.05,
     key_lr: float = 0.01,
-    dual_lr: float = 0.05,
+    dual_lr: float = 0.2,
     distil: float = 0.25,
     record_every: int = 20,
 ) -> Tuned:
@@ -111,7 +111,8 @@ def meta_tune(
 
     Loss of a run: (1 - distil) cross-entropy of the queries + distil (the aims' distances) + sum_m lambda_m (tau - 1 +
     expected share of open gates), where lambda rises with tau - closed share, and restarts at 0 once that is met. The
-    first factor is 1 where nothing is distilled. Adam throughout; lambda is not weighed by alpha.
+    first factor is 1 where nothing is distilled. Adam throughout, for the gates without momentum: with it they would go
+    on closing long after the constraint is met. lambda is not weighed by alpha.
     lr: of delta, one for all or one a run · gate_lr, key_lr: of gates and keys · dual_lr: how fast lambda rises
     Raises ParameterError for aims or seeds that are not one a run, for a sparsity outside [0, 1), and for what
     `smat.draw_tasks` refuses.
@@ -139,7 +140,7 @@ def meta_tune(
     )  # by Adam at a rate of 1: a rate only scales its steps, each run's by its own
     delta = first_delta
     delta_optimizer = AdamW([walked])
-    gate_optimizer = AdamW([gates])
+    gate_optimizer = AdamWithoutMomentum([gates])
     key_optimizer = AdamW([keys])
 
     generators = {seed: stream(seed, "meta-tuning") for seed in seeds}

@@ -2,11 +2,12 @@
 
 from paramarket.train.fit import Fit, check_finite, fit, probabilities
 from paramarket.train.gradients import make_backward
-from paramarket.train.optimisers import AdamW, learning_rates, pull_back
+from paramarket.train.optimisers import AdamW, AdamWithoutMomentum, learning_rates, pull_back
 from paramarket.train.score import Score, evaluate, fit_temperatures, logits, score_logits
 
 __all__ = [
     "AdamW",
+    "AdamWithoutMomentum",
     "Fit",
     "Score",
     "check_finite",

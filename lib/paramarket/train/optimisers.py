@@ -54,6 +54,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2); without decay it is plain Adam."""
 
     SLOTS = ("exp_avg", "exp_avg_sq")
+    BETA1 = 0.9  # momentum
 
     def _move(self, gradients: list[Tensor], lr: float) -> None:
         torch._fused_adamw_(
@@ -64,13 +65,19 @@ class AdamW(Optimizer):
             [],
             list(self.steps.unbind()),
             lr=lr,
-            beta1=0.9,
+            beta1=self.BETA1,
             beta2=0.999,
             weight_decay=self.weight_decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
         )
+
+
+class AdamWithoutMomentum(AdamW):
+    """Adam with beta1 = 0: nothing goes on moving once it is no longer pushed."""
+
+    BETA1 = 0.0
 
 
 class SGD(Optimizer):
