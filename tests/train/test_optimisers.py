@@ -21,13 +21,19 @@ def everywhere(share, start):
     return stack.map(lambda tensor: torch.full_like(tensor, share), start)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(train.AdamW, torch.optim.AdamW), (SGD, torch.optim.SGD)])
-def test_steps_are_those_of_torchs_own_optimiser(ours, theirs):
+@pytest.mark.parametrize(
+    ("ours", "theirs", "extra"),
+    [
+        (train.AdamW, torch.optim.AdamW, {}),
+        (train.AdamWithoutMomentum, torch.optim.AdamW, {"betas": (0.0, 0.999)}),
+        (SGD, torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_steps_are_those_of_torchs_own_optimiser(ours, theirs, extra):
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(5, 7, generator=generator), torch.randn(3, generator=generator)]
     slopes = [[torch.randn(tensor.shape, generator=generator) for tensor in start] for _ in range(6)]
     weights, plain = [tensor.clone() for tensor in start], [tensor.clone().requires_grad_() for tensor in start]
-    extra = {"momentum": 0.9} if ours is SGD else {}
     optimizer, reference = ours(weights, weight_decay=0.1), theirs(plain, lr=1.0, weight_decay=0.1, **extra)
     for step, each in enumerate(slopes):
         lr = 0.1 / (step + 1)
