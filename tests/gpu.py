@@ -175,7 +175,6 @@ def tuning(device):
         pretrained_teacher=0.5 * plain,
         dense_teacher=0.5 * plain,
         learn_gates=plain > 0,
-        support_rate=torch.tensor([0.0, 0.5]),
     )
     sizes = {"tasks": 2, "ways": 3, "shots": 2, "queries": 3}
     found = smat.meta_tune(MLP, pretrained, start, aims, pool, range(6), seeds=[3, 4], steps=3, **sizes)

@@ -27,16 +27,12 @@ OFFERED = {
     "decide.safeguards": "the lines of a warranty and of a rollback",
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
-    "plot.mask_schematic": "sparse interpolated experts in one picture",
     "plot.soup_schematic": "a soup of experts in one picture",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
-    "smat.shuffle_within": "what two masks share by chance, if units keep how many gates they have open",
-    "smat.side_by_side": "pairs of digits, a hundred kinds out of ten",
+    "smat.task_models": "the plain network of a task, to be shipped",
     "runs.cached": "what an earlier notebook built, without building it again",
     "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",
     "soup.stored_numbers": "what a kind of soup takes to keep",
-    "teach.check_interpolate": "an exercise for whoever writes one on sparse experts",
-    "teach.check_route": "an exercise for whoever writes one on sparse experts",
     "teach.check_soup_step": "an exercise for whoever writes one on soups",
 }
 # The functions that a reader meets first: each shows an example that runs.

@@ -31,8 +31,8 @@ KEYS = {
         *("which_by_cka", "which_by_surer", "when_by_surer", "when_by_500_labels"),
     ],
     "04_sparse_meta_tuning": [
-        *("in_domain_smat", "out_domain_smat", "out_domain_dense", "out_domain_pretrained", "out_domain_gain"),
-        "sparsity",
+        *("unseen_smat", "unseen_dense", "unseen_pretrained", "foundation_smat", "foundation_dense", "sparsity"),
+        *("unseen_above_pretrained_points", "unseen_above_dense_points", "sides_differ_points"),
     ],
     "05_soup_of_experts": [
         *("soup_loss", "generic_loss", "loss_ratio", "experts_loss_equal_compute", "pays_after_customers"),

@@ -305,7 +305,7 @@ def test_the_defaults_of_a_notebook_and_its_quick_parameters_pass(notebook):
         ("04_sparse_meta_tuning", "sparsities = [0.5, 0.0]", "sparsities"),
         ("04_sparse_meta_tuning", "sparsities = [0.5, 0.9]", "sparsities"),
         ("04_sparse_meta_tuning", "sparsity = 0.5", "sparsities"),
-        ("04_sparse_meta_tuning", "noises = [0.4, 0.2]", "noises"),
+        ("04_sparse_meta_tuning", "known = 95", "known"),
         ("05_soup_of_experts", "budgets = [4000, 500]", "budgets"),
         ("05_soup_of_experts", "budgets = [500, 2000]", "budgets"),
         ("05_soup_of_experts", "counts = [2, 1]", "counts"),

@@ -36,12 +36,6 @@ def output_router_step(logs, y, gate, rate, in_place=False):
     return leaf.sub_(rate * slope)
 
 
-def mixed_alpha(keys, a, b, share, scaled=True):
-    e = share * a + (1 - share) * b
-    scores = (keys @ (e / e.norm() * len(e) ** 0.5 if scaled else e)).sigmoid()
-    return scores / scores.sum()
-
-
 def router(keys, support, length=None, squash=torch.sigmoid, summed=1.0):
     e = support.mean(dim=0)
     scaled = e / e.norm() * len(e) ** 0.5 if length is None else length(e)
@@ -133,13 +127,6 @@ def pays_after(once, each, instead, rounded=math.ceil):
         (teach.check_output_router_step, lambda *of: output_router_step(*of, in_place=True), "it changes the gate"),
         (teach.check_output_router_step, lambda logs, y, gate, rate: gate[0], "of shape (3, 15), got (15,)"),
         (teach.check_output_router_step, lambda logs, y, gate, rate: gate, "the gate is off by up to 0."),
-        (teach.check_open_chance, HardConcrete().nonzero, "✓ open_chance holds"),
-        (teach.check_open_chance, HardConcrete().one, "that is the chance of z = 1"),
-        (teach.check_open_chance, torch.sigmoid, "it is off by up to 0.3"),
-        (teach.check_open_chance, lambda x: x.mean(), "expected one chance a gate"),
-        (teach.check_mixed_alpha, mixed_alpha, "✓ mixed_alpha holds"),
-        (teach.check_mixed_alpha, lambda *of: mixed_alpha(*of, scaled=False), "✗ mixed_alpha: expected"),
-        (teach.check_mixed_alpha, lambda keys, *_: torch.ones(len(keys)), "expected 4 numbers that sum to 1"),
         (teach.check_route, router, "✓ router holds"),
         (teach.check_route, lambda *of: router(*of, squash=torch.exp), "that is a softmax"),
         (teach.check_route, lambda *of: router(*of, length=lambda e: e, squash=torch.exp), "that is a softmax"),

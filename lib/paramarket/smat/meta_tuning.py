@@ -54,14 +54,12 @@ class Aims(NamedTuple):
     pretrained_teacher, dense_teacher: weight of distillation from the pretrained net; from a dense copy of the task's
         own net, one step ahead on the very queries
     learn_gates: whether gates are trained
-    support_rate: learning rate of a task's own step on its support before its queries are answered, 0 for none
     """
 
     sparsity: Float[Tensor, " K"]
     pretrained_teacher: Float[Tensor, " K"]
     dense_teacher: Float[Tensor, " K"]
     learn_gates: Bool[Tensor, " K"]
-    support_rate: Float[Tensor, " K"]
 
 
 class Tuned(NamedTuple):
@@ -225,14 +223,10 @@ class _Losses(NamedTuple):
 def _losses(
     net: nn.Module, pretrained: Stack, seen: Tensor, models: Stack, aims: Aims, tasks: Tasks, ways: int, distil: float
 ) -> _Losses:
-    """What a step costs: each task's net may take a step on its support, and answers its queries.
+    """What a step costs: each task's net answers its queries, and is held beside its teachers.
 
     seen [K, T, support, features]: what the pretrained nets say of the examples to learn from
     """
-    if aims.support_rate.any():
-        support_as_queries = tasks._replace(query=tasks.support)
-        losses = task_losses(task_logits(net, models, support_as_queries, ways=ways))
-        models = _gradient_step(models, losses, aims.support_rate)
     logits = task_logits(net, models, tasks, ways=ways)
     losses = task_losses(logits)
     queries = losses.mean(dim=1)
@@ -244,7 +238,7 @@ def _losses(
         unchanged = prototype_logits(seen, run_features(net, pretrained, tasks.query), ways)
         distance = distance + stack.place(aims.pretrained_teacher, models) * _divergence(unchanged, logits)
     if aims.dense_teacher.any():
-        dense = _gradient_step(models, losses, torch.full_like(aims.dense_teacher, TEACHER_LR))
+        dense = _gradient_step(models, losses)
         with torch.no_grad():  # a teacher takes no gradient
             answers = task_logits(net, dense, tasks, ways=ways)
         distance = distance + stack.place(aims.dense_teacher, models) * _divergence(answers, logits)
@@ -260,18 +254,11 @@ def _divergence(teacher: Float[Tensor, "K T q ways"], student: Float[Tensor, "K 
     return 4 * divergence.flatten(1).mean(dim=1)
 
 
-def _gradient_step(models: Stack, losses: Float[Tensor, "K T"], rate: Float[Tensor, " K"]) -> Stack:
-    """Each task's model after one step of gradient descent on its own loss, all weights free, at its run's rate.
-
-    First-order: gradients pass to `models` as if the step did not depend on them.
-    """
+def _gradient_step(models: Stack, losses: Float[Tensor, "K T"]) -> Stack:
+    """Each task's dense teacher: its own model after one step of gradient descent on its loss, all weights free."""
     slopes = torch.autograd.grad(losses.sum(), list(models.values()), retain_graph=True)
-    rate = stack.place(rate, models)
-
-    def stepped(tensor: Tensor, slope: Tensor) -> Tensor:
-        return tensor - rate.view(-1, *[1] * (slope.ndim - 1)) * slope
-
-    return stack.map(stepped, models, dict(zip(models, slopes, strict=True)))
+    by_name = dict(zip(models, slopes, strict=True))
+    return stack.map(lambda tensor, slope: tensor.detach() - TEACHER_LR * slope, models, by_name)
 
 
 def _history_rows(

@@ -157,28 +157,17 @@ def fresh_tasks(
     ways: int = 4,
     shots: int = 5,
     queries: int = 10,
-    noise: float = 0.0,
     by_domain: bool = False,
 ) -> Tasks:
     """Tasks to judge by, [K, T, ...], the same for runs of one seed.
 
-    noise: share of the examples to learn from that exchange their labels among themselves; two or more, or none
     by_domain: so many tasks of every domain, one domain after another, T = domains · tasks
     """
     check_list("seeds", seeds)
     seeds = [whole_number("seed", seed, least=0) for seed in seeds]  # a tensor's entries are no keys
-    if not 0 <= noise <= 1:
-        raise ParameterError(f"noise = {noise}: expected a share from 0 to 1.")
     generators = {seed: stream(seed, "judge") for seed in seeds}
     sizes = {"tasks": tasks, "ways": ways, "shots": shots, "queries": queries, "by_domain": by_domain}
-    drawn = draw_by_seed(pool, classes, generators, seeds, **sizes)
-    exchanged = round(noise * ways * shots)
-    if exchanged > 1:
-        for run, seed in enumerate(seeds):
-            for task in range(drawn.domain.shape[1]):
-                chosen = torch.randperm(ways * shots, generator=stream(seed, "noise", task))[:exchanged]
-                drawn.support[run, task, chosen] = drawn.support[run, task, chosen.roll(1)]
-    return drawn
+    return draw_by_seed(pool, classes, generators, seeds, **sizes)
 
 
 def place_tasks(tasks: Tasks, models: Stack) -> Tasks:

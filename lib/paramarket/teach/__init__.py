@@ -3,8 +3,6 @@
 from paramarket.teach.checks_experts import (
     check_cka,
     check_interpolate,
-    check_mixed_alpha,
-    check_open_chance,
     check_output_router_step,
     check_pays_after,
     check_route,
@@ -44,9 +42,7 @@ __all__ = [
     "check_match_layer",
     "check_match_two_layers",
     "check_merge_method",
-    "check_mixed_alpha",
     "check_only_training",
-    "check_open_chance",
     "check_output_router_step",
     "check_payment_both_sign",
     "check_pays_after",

@@ -96,47 +96,6 @@ def _gate_slope(logs: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return (shares - explained).T @ answers / len(y)
 
 
-def check_open_chance(answer: Callable[[Tensor], Tensor]) -> None:
-    """Notebook 04: the chance that a hard-concrete gate is not 0, from its log alpha [n]."""
-
-    def find_fault() -> str:
-        log_alpha = 8 * torch.rand(50, generator=fresh_generator()) - 4
-        gate = HardConcrete()
-        found = torch.as_tensor(answer(log_alpha))
-        if found.shape != log_alpha.shape:
-            return f"expected one chance a gate, shape {tuple(log_alpha.shape)}, got {tuple(found.shape)}."
-        if torch.allclose(found, gate.one(log_alpha), atol=1e-4):
-            return "that is the chance of z = 1: mind the sign of the last term."
-        error = (found - gate.nonzero(log_alpha)).abs().max().item()
-        return f"it is off by up to {error:.3f}." if error > 1e-4 else ""
-
-    tell_learner("open_chance", find_fault)
-
-
-def check_mixed_alpha(answer: Callable[..., Tensor]) -> None:
-    """Notebook 04: alpha for a support of which a share comes from one domain, the rest from another."""
-
-    def find_fault() -> str:
-        generator = fresh_generator()
-        for share, length in ((0.2, 0.3), (0.5, 1.0), (0.9, 3.0)):  # of one length alone, its scaling might not be seen
-            keys = torch.randn(4, 8, generator=generator)
-            a = length * torch.randn(8, generator=generator)
-            b = length * torch.randn(8, generator=generator)
-            of_a = round(10 * share)  # images of the support that come from a
-            support = torch.cat([a.expand(of_a, 8), b.expand(10 - of_a, 8)])
-            expected = route(keys[None], support[None, None])[0, 0]
-            found = torch.as_tensor(answer(keys, a, b, share))
-            if found.shape != (4,) or abs(found.sum().item() - 1) > 1e-3:
-                return (
-                    f"expected 4 numbers that sum to 1, got shape {tuple(found.shape)}, sum {found.sum().item():.2f}."
-                )
-            if (found - expected).abs().max() > 1e-3:
-                return f"expected {expected.tolist()}, got {found.tolist()}."
-        return ""
-
-    tell_learner("mixed_alpha", find_fault)
-
-
 def check_route(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Notebook 04: alpha [M] of a task, from the keys [M, features] and the features of its support [n, features].
 
