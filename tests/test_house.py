@@ -27,13 +27,9 @@ OFFERED = {
     "decide.safeguards": "the lines of a warranty and of a rollback",
     "decide.term_sheet": "one page for two firms, every number with its source",
     "decide.Way": "what a way of one's own has to keep",
-    "plot.soup_schematic": "a soup of experts in one picture",
     "price.PriceRule": "what a pricing rule of one's own has to keep",
     "smat.task_models": "the plain network of a task, to be shipped",
     "runs.cached": "what an earlier notebook built, without building it again",
-    "soup.score_ensemble": "what a bank of experts says that are all kept, for who has the room",
-    "soup.stored_numbers": "what a kind of soup takes to keep",
-    "teach.check_soup_step": "an exercise for whoever writes one on soups",
 }
 # The functions that a reader meets first: each shows an example that runs.
 FIRST_MET = ["base.stream", "base.interval", "data.load", "stack.mlp", "stack.init", "stack.join", "stack.take"]

@@ -543,6 +543,19 @@ def test_who_believes_its_own_h_is_the_one_who_knows_it_and_who_believes_another
     assert (knows.loss < astray.loss).all()
 
 
+def test_every_bank_may_have_customers_of_its_own(taught):
+    domains, classifier = taught
+    net, experts, labelled = bank(domains)
+    h = torch.tensor([[[0.9, 0.1]], [[0.3, 0.7]]])  # one customer a bank
+    found = soup.score_ensemble(net, experts, classifier, labelled, h)
+    for k in range(2):
+        alone = soup.score_ensemble(net, experts, classifier, labelled, h[k])
+        assert torch.allclose(found.loss[k], alone.loss[k], atol=1e-6)
+        assert torch.equal(found.accuracy[k], alone.accuracy[k])
+    with pytest.raises(ShapeError, match="h is for 3 runs, expected one for each of 2"):
+        soup.score_ensemble(net, experts, classifier, labelled, h[:1].expand(3, -1, -1))
+
+
 def test_an_expert_that_the_classifier_rules_out_still_answers_who_believes_in_it_alone(taught):
     domains, classifier = taught
     net, experts, labelled = bank(domains)

@@ -373,13 +373,14 @@ def test_models_of_one_seed_begin_alike_and_see_the_same_examples_of_the_same_h(
         assert equal(models, soup.init_soups(NET, DOMAINS, experts=[0, 0], seeds=[4, 7]).base)
 
 
-def test_models_alone_go_on_from_a_start_and_leave_it_as_it_is():
-    start, kept = (stack.init(NET, 2, seed=9) for _ in range(2))
+def test_models_alone_go_on_from_a_start_for_each_seed_and_h_and_leave_it_as_it_is():
+    start, kept = (stack.unflat(stack.init(NET, 6, seed=9), (2, 3)) for _ in range(2))
     still = soup.train_alone(NET, blobs(), asked(), steps=1, seeds=[4, 7], start=start, batch=16, lr=1e-30)
-    assert all(torch.equal(still[name], tensor.unsqueeze(1).repeat_interleave(3, 1)) for name, tensor in kept.items())
+    assert equal(still, kept)
     found = soup.train_alone(NET, blobs(), asked(), steps=20, seeds=[4, 7], start=start, **HOW)
     assert equal(start, kept)
-    wanted = soup.init_soups(NET, DOMAINS, experts=[0] * 2, seeds=[4, 7])._replace(base=kept)
+    second = stack.take(kept, (slice(None), 1))
+    wanted = soup.init_soups(NET, DOMAINS, experts=[0] * 2, seeds=[4, 7])._replace(base=second)
     wanted, _ = trained(wanted, asked()[1].expand(2, 20, -1), [4, 7])
     assert all(torch.allclose(found[name][:, 1], tensor, atol=1e-5) for name, tensor in wanted.base.items())
     for tensor in found.values():
@@ -399,8 +400,32 @@ def test_models_alone_of_no_mixture_and_a_start_for_other_seeds_are_refused():
         soup.train_alone(NET, blobs(), torch.eye(3), steps=5, seeds=[0])
     with pytest.raises(ParameterError, match="expected weights ≥ 0 that sum to 1"):
         soup.train_alone(NET, blobs(), 2 * torch.eye(4), steps=5, seeds=[0])
-    with pytest.raises(ShapeError, match="12 soups, 8 seeds"):
-        soup.train_alone(NET, blobs(), torch.eye(4), steps=5, seeds=[0, 1], start=stack.init(NET, 3, seed=0))
+    start = stack.unflat(stack.init(NET, 6, seed=0), (2, 3))
+    with pytest.raises(ShapeError, match="6 soups, 8 seeds"):
+        soup.train_alone(NET, blobs(), torch.eye(4), steps=5, seeds=[0, 1], start=start)
+    with pytest.raises(ShapeError, match="h is for 3 runs, expected one for each of 2"):
+        soup.train_alone(NET, blobs(), torch.eye(4).expand(3, -1, -1), steps=5, seeds=[0, 1])
+
+
+def test_every_seed_may_have_customers_of_its_own():
+    h = torch.stack([asked(), asked().flip(1)])
+    found = soup.train_alone(NET, blobs(), h, steps=20, seeds=[4, 7], **HOW)
+    for k, seed in enumerate([4, 7]):
+        wanted = soup.train_alone(NET, blobs(), h[k], steps=20, seeds=[seed], **HOW)
+        for name, tensor in wanted.items():
+            assert torch.allclose(found[name][k], tensor[0], atol=1e-5)
+
+
+def test_every_soup_may_be_asked_for_weights_of_its_own():
+    start = lived(seeds=(0, 1))
+    h = torch.stack([asked(), asked().flip(1)])
+    found = soup.specialists(start, h)
+    for k in range(2):
+        wanted = soup.specialists(start, h[k])
+        for name, tensor in wanted.items():
+            assert torch.allclose(found[name][k], tensor[k], atol=1e-6)
+    with pytest.raises(ShapeError, match="h is for 3 runs, expected one for each of 2"):
+        soup.specialists(start, torch.eye(4).expand(3, -1, -1))
 
 
 BAD = {
@@ -706,7 +731,7 @@ def soups_trained(device):
     fit = soup.train_soups(NET, start, blobs(), h, seeds=[0, 1], **HOW)
     kinds = soup.train_kinds(NET, blobs(), KINDS, steps=3, seeds=[0], device=device, **HOW)
     low = soup.train_kinds(NET, blobs(), {"low": LOW}, steps=3, seeds=[0], device=device, **HOW)["low"]
-    begin = kinds["generic"].base
+    begin = soup.specialists(kinds["generic"], h[0])
     alone = soup.train_alone(NET, blobs(), h[0], steps=3, seeds=[0], start=begin, device=device, **HOW)
     scores = soup.score_single_domains(NET, kinds, blobs())
     models = [alone, soup.specialists(fit.soup, h[0]), soup.specialists(kinds["generic"], h[0]), *kinds["soup"], *low]

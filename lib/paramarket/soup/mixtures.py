@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from paramarket.base import Interval, check_list, interval, stream, whole_number
 from paramarket.data import Split, concat
-from paramarket.errors import DataError, ParameterError
+from paramarket.errors import DataError, ParameterError, ShapeError
 from paramarket.stack import Stack, features, flat, forward, init, leading, mlp, table
 from paramarket.train import Score, evaluate, fit
 
@@ -77,6 +77,12 @@ def check_weights(h: Float[Tensor, "... domains"], domains: int) -> None:
         raise ParameterError(
             f"h = {h.flatten()[:8].tolist()} …: expected weights ≥ 0 that sum to 1; divide by their sum."
         )
+
+
+def check_owners(h: Float[Tensor, "*K J domains"], copies: int) -> None:
+    """ShapeError if every one of K has domain weights of its own, and K is another number than that of the runs."""
+    if h.ndim == 3 and len(h) != copies:
+        raise ShapeError(f"h is for {len(h)} runs, expected one for each of {copies}, or [J, domains] for all alike.")
 
 
 class Batch(NamedTuple):
@@ -187,16 +193,16 @@ def score_ensemble(
     experts: Stack,
     classifier: DomainClassifier,
     domains: Sequence[Split],
-    h: Float[Tensor, "J domains"],
+    h: Float[Tensor, "*K J domains"],
     *,
-    believed: Float[Tensor, "J domains"] | None = None,
+    believed: Float[Tensor, "*K J domains"] | None = None,
 ) -> MixtureScore:
     """Scores under J mixtures h of K banks [K, domains], all kept, their answers weighed image by image; [K, J].
 
     The weight of expert i is b_i P(i | x), made to sum to 1. A classifier that has seen all domains alike says P(i | x)
     for equal shares; b turns that into a customer's own by Bayes' rule.
-    believed: b, the shares that the customer takes for its own; None: it knows h. Raises ParameterError for an h or b
-    that is no weights.
+    h: the same for all banks, or each's own · believed: b, the shares that the customer takes for its own; None: it
+    knows h. Raises ParameterError for an h or b that is no weights.
     """
     b = h if believed is None else believed
     check_weights(h, len(domains))
@@ -204,13 +210,15 @@ def score_ensemble(
     if b.shape != h.shape:
         raise ParameterError(f"believed has shape {tuple(b.shape)}, h {tuple(h.shape)}: expected as many customers.")
     bank = leading(experts, 2)
+    check_owners(h, bank[0])
+    log_b = b.cpu().log().expand(bank[0], -1, -1).unsqueeze(2)  # [K, J, 1, domains]
     losses, accuracies = [], []
     for split in domains:
         y = split.y.cpu()
         which = forward(classifier.net, classifier.model, split.x)[0].log_softmax(dim=-1).cpu()  # log P(i | x), [n, i]
-        weights = (b.cpu().log().unsqueeze(1) + which).softmax(dim=-1)  # [J, n, domains]
+        weights = (log_b + which).softmax(dim=-1)  # [K, J, n, domains]
         answers = forward(net, flat(experts), split.x).softmax(dim=-1).cpu().unflatten(0, bank)
-        weighed = torch.einsum("jnd,kdnc->kjnc", weights, answers)
+        weighed = torch.einsum("kjnd,kdnc->kjnc", weights, answers)
         truth = weighed[..., torch.arange(len(y)), y]
         losses.append(-truth.clamp_min(1e-12).log().mean(dim=-1))
         accuracies.append((weighed.argmax(dim=-1) == y).float().mean(dim=-1))

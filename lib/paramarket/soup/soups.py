@@ -21,7 +21,15 @@ from paramarket import stack
 from paramarket.base import check_list, is_watched, stream, whole_number
 from paramarket.data import Split
 from paramarket.errors import ParameterError, ShapeError
-from paramarket.soup.mixtures import MixtureScore, WeightLaw, batches, check_weights, draw_plans, score_mixtures
+from paramarket.soup.mixtures import (
+    MixtureScore,
+    WeightLaw,
+    batches,
+    check_owners,
+    check_weights,
+    draw_plans,
+    score_mixtures,
+)
 from paramarket.stack import Params, Stack
 from paramarket.train import AdamW, check_finite, learning_rates, make_backward, probabilities
 
@@ -110,15 +118,19 @@ def _resize_router(router: Stack, experts: int, places: int) -> Stack:
     return router | {weight: resize(router[weight]), bias: resize(router[bias])}
 
 
-def alphas(soup: Soup, h: Float[Tensor, "J domains"]) -> Float[Tensor, "K J n"]:
-    """phi(h): how much of each expert J domain weights ask of every soup. On the soups' device, to build models of."""
+def alphas(soup: Soup, h: Float[Tensor, "*K J domains"]) -> Float[Tensor, "K J n"]:
+    """phi(h): how much of each expert J domain weights ask of every soup; h is the same for all soups, or each's own.
+
+    On the soups' device, to build models of.
+    """
     first, *_ = stack.layers(soup.router)
     check_weights(h, soup.router[f"{first}.weight"].shape[2])
     copies, experts = stack.leading(soup.experts, 2)
+    check_owners(h, copies)
     h = stack.place(h, soup.router)
     if experts == 0:  # PyTorch warns of a layer without outputs
-        return h.new_zeros(copies, len(h), 0)
-    return stack.apply(stack.mlp_of(soup.router), soup.router, h, shared=True, training=True)
+        return h.new_zeros(copies, h.shape[-2], 0)
+    return stack.apply(stack.mlp_of(soup.router), soup.router, h, shared=h.ndim == 2, training=True)
 
 
 def combine(soup: Soup, alpha: Float[Tensor, "K J n"]) -> Stack:
@@ -139,8 +151,8 @@ def combine(soup: Soup, alpha: Float[Tensor, "K J n"]) -> Stack:
 
 
 @torch.no_grad()
-def specialists(soup: Soup, h: Float[Tensor, "J domains"]) -> Stack:
-    """Theta(h) of every soup for J domain weights at once, a stack [K, J] of plain models.
+def specialists(soup: Soup, h: Float[Tensor, "*K J domains"]) -> Stack:
+    """Theta(h) of every soup for J domain weights at once, a stack [K, J] of plain models; h: see `alphas`.
 
     >>> import torch
     >>> from paramarket import soup, stack
@@ -435,7 +447,7 @@ def score_single_domains(net: nn.Module, soups: Mapping[str, Soup], domains: Seq
 def train_alone(
     net: nn.Module,
     domains: Sequence[Split],
-    h: Float[Tensor, "J domains"],
+    h: Float[Tensor, "*seeds J domains"],
     *,
     steps: int,
     seeds: Sequence[int],
@@ -446,13 +458,17 @@ def train_alone(
     """One model for each h and seed, trained on that mixture and no other, a stack [seeds, J]; see `train_soups`.
 
     A one-hot h makes the expert of a domain; any other retrains for a customer (CRISP, Grangier et al. 2024, which
-    weighs examples to the same end). start: models [seeds] to go on from, by default the seed's own draw
+    weighs examples to the same end). h: the same for all seeds, or each's own · start: models [seeds, J] to go on from,
+    as `specialists` gives; by default the seed's own draw
     """
     seeds = _whole_numbers("seeds", seeds)
-    runs = [seed for seed in seeds for _ in h]
+    check_owners(h, len(seeds))
+    customers = h.shape[-2]
+    runs = [seed for seed in seeds for _ in range(customers)]
     begun = init_soups(net, len(domains), experts=[0] * len(runs), seeds=runs, device=device)
     if start is not None:
-        begun = begun._replace(base=stack.map(lambda tensor: tensor.repeat_interleave(len(h), dim=0), start))
-    always = h.repeat(len(seeds), 1).unsqueeze(1).expand(-1, steps, -1)
+        begun = begun._replace(base=stack.flat(start))
+    every = h.expand(len(seeds), -1, -1).flatten(0, 1)
+    always = every.unsqueeze(1).expand(-1, steps, -1)
     trained = train_soups(net, begun, domains, always, seeds=runs, **settings).soup
-    return stack.unflat(trained.base, (len(seeds), len(h)))
+    return stack.unflat(trained.base, (len(seeds), customers))
