@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from paramarket import plot
-from paramarket.base import interval
 
 SEEDS = torch.rand(5, generator=torch.Generator().manual_seed(0))
 
@@ -12,30 +11,6 @@ SEEDS = torch.rand(5, generator=torch.Generator().manual_seed(0))
 def ends(bar):
     """Where an error bar of seaborn begins and ends."""
     return np.nanmin(bar.get_ydata()), np.nanmax(bar.get_ydata())
-
-
-def test_share_bars_start_at_zero_and_carry_every_seed(drawn):
-    plot.share_bars({"one": SEEDS, "other": SEEDS / 2}, "title", "share")
-    (axis,) = drawn()
-    assert axis.get_ylim()[0] == 0
-    heights = [SEEDS.mean().item(), SEEDS.mean().item() / 2]
-    assert [bar.get_height() for bar in axis.patches] == pytest.approx(heights, abs=1e-6)
-    for values, dots, bar in zip((SEEDS, SEEDS / 2), axis.collections, axis.lines, strict=True):
-        assert sorted(dots.get_offsets()[:, 1]) == pytest.approx(sorted(values.tolist()))
-        assert ends(bar) == pytest.approx(interval(values)[1:])
-    assert [text.get_text() for text in axis.texts] == [f"{mean:.1%}" for mean in heights]
-
-
-def test_layer_bars_have_one_bar_a_layer_and_name(drawn):
-    bars = {"A": torch.rand(5, 2), "B": torch.rand(5, 2)}
-    plot.layer_bars(["1", "2"], bars, "correlation", "title")
-    (axis,) = drawn()
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2"]
-    assert [text.get_text() for text in axis.get_legend().texts] == ["A", "B"]
-    for group, values in zip(axis.containers, bars.values(), strict=True):
-        assert [bar.get_height() for bar in group] == pytest.approx(values.mean(dim=0).tolist())
-    expected = [interval(values[:, k])[1:] for values in bars.values() for k in range(2)]
-    assert [ends(line) for line in axis.lines] == [pytest.approx(each) for each in expected]
 
 
 def test_surplus_bars_are_as_long_as_what_there_is_and_name_the_share_that_is_kept(drawn):

@@ -1,4 +1,3 @@
-import matplotlib.colors
 import pytest
 import torch
 
@@ -11,34 +10,6 @@ def test_a_heatmap_writes_every_number_on_one_scale(drawn):
     tables = drawn()[:2]
     assert [cells.get_clim() for axis in tables for cells in axis.collections] == [(0, 1), (0, 1)]
     assert [text.get_text() for text in tables[0].texts] == ["1.00", *["0.00"] * 3, "1.00", *["0.00"] * 3, "1.00"]
-
-
-def test_a_map_of_shares_puts_like_rows_beside_each_other(drawn):
-    table = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.2, 0.8]])
-    plot.share_map(table, ["a", "b", "c", "d"], ("row", "column"), "title")
-    names = [label.get_text() for label in drawn()[0].get_yticklabels()]
-    assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset("ac"), frozenset("bd")}
-
-
-def test_a_harm_table_names_every_field_and_is_white_at_zero(drawn):
-    rows = {"honest": {"quote": torch.tensor([4.0, 6.0])}, "cheat": {"quote": torch.tensor([-9.0, -11.0])}}
-    plot.harm_table(rows, ("seller", "rule", "points"), "title")
-    axis = drawn()[0]
-    assert [text.get_text().split("\n")[0] for text in axis.texts] == ["+5.0", "-10.0"]
-    (cells,) = axis.collections
-    assert cells.get_clim() == (-10, 10)
-    assert sum(matplotlib.colors.to_rgb(cells.cmap(cells.norm(0)))) > 2.8
-
-
-def test_matrices_share_one_scale_centred_at_zero(drawn):
-    plot.matrices({"before": torch.randn(4, 4), "after": 3 * torch.eye(4)}, "cosine", ("A", "B"), "title")
-    axes = drawn()
-    assert [(axis.get_xlabel(), axis.get_ylabel()) for axis in axes[:2]] == [("B", "A")] * 2
-    assert axes[0].figure.get_suptitle() == "title"
-    limits = [cells.get_clim() for axis in axes[:2] for cells in axis.collections]
-    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["1", "2", "3", "4"]
-    assert limits[0] == limits[1]
-    assert limits[0][0] == -limits[0][1] <= -3
 
 
 def test_a_loss_plane_marks_the_three_models_where_they_lie(drawn):

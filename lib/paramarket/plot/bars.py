@@ -1,45 +1,19 @@
-"""Bars: shares, layers, surplus, and steps from benefits over costs to what is left. They begin at zero."""
+"""Bars: surplus, and steps from benefits over costs to what is left. They begin at zero."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from paramarket.plot.look import COLOURS, interval95, percent, tidy
+from paramarket.plot.look import COLOURS
 
 PARTIES = {"buyer": COLOURS[0], "seller": COLOURS[1], "broker": COLOURS[2], "lost": "lightgrey"}
 STEPS = {"up": COLOURS[2], "down": COLOURS[3], "net": COLOURS[0]}
-LOOK = {"errorbar": interval95, "capsize": 0.15, "err_kws": {"color": "black", "linewidth": 1.5}, "saturation": 1}
-
-
-def share_bars(bars: Mapping[str, Float[Tensor, " seeds"]], title: str, quantity: str = "accuracy") -> None:
-    """One bar a name, a dot a seed, and the interval over seeds."""
-    table = tidy(bars)
-    _, axis = plt.subplots()
-    sns.barplot(table, x="name", y="value", hue="name", ax=axis, width=0.6, alpha=0.75, **LOOK)
-    sns.swarmplot(table, x="name", y="value", ax=axis, color="black", size=3.5, alpha=0.6)
-    for k, values in enumerate(bars.values()):
-        axis.annotate(f"{values.mean():.1%}", (k + 0.33, values.mean()), va="center")
-    axis.set(title=title, xlabel="", ylabel=quantity, ylim=(0, None), xlim=(-0.5, len(bars) - 0.3))
-    percent(axis)
-    plt.show()
-
-
-def layer_bars(
-    layers: Sequence[str], bars: Mapping[str, Float[Tensor, "seeds layers"]], quantity: str, title: str
-) -> None:
-    """One group of bars a layer, with intervals over seeds."""
-    _, axis = plt.subplots()
-    sns.barplot(tidy(bars, layers), x="place", y="value", hue="name", ax=axis, **LOOK)
-    axis.set(title=title, ylabel=quantity, xlabel="layer, from the input to the output")
-    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None)
-    plt.show()
 
 
 def surplus_bars(bars: Mapping[str, Mapping[str, Float[Tensor, " groups"]]], quantity: str, title: str) -> None:

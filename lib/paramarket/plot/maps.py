@@ -13,7 +13,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from paramarket.base import interval
 from paramarket.errors import ParameterError
 from paramarket.merge import Plane
 from paramarket.plot.look import headline
@@ -36,59 +35,6 @@ def cka_heatmap(
         axis.tick_params(axis="y", rotation=0)
     axes[0, 0].set_ylabel(axes_of[0])
     figure.colorbar(axes[0, 0].collections[0], ax=axes, label="CKA", shrink=0.8)
-    headline(figure, title)
-    plt.show()
-
-
-def share_map(table: Float[Tensor, "rows columns"], rows: Sequence[str], axes_of: tuple[str, str], title: str) -> None:
-    """Shares as a heatmap, like rows beside each other (average linkage), every number written in."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
-
-    order = leaves_list(linkage(table.numpy(), "average", optimal_ordering=True)).tolist()
-    labels = {"yticklabels": [rows[k] for k in order], "xticklabels": list(range(1, table.shape[1] + 1))}
-    _, axis = plt.subplots(figsize=(6.4, 1 + 0.4 * len(rows)), layout="constrained")
-    sns.heatmap(table[order].numpy(), ax=axis, cmap="viridis", annot=True, fmt=".2f", **labels)
-    axis.set(title=title, xlabel=axes_of[1], ylabel=axes_of[0])
-    axis.tick_params(axis="y", rotation=0)
-    plt.show()
-
-
-def harm_table(
-    rows: Mapping[str, Mapping[str, Float[Tensor, " seeds"]]], axes_of: tuple[str, str, str], title: str
-) -> None:
-    """A table of changes in accuracy points, {row: {column: values}}: red is worse, blue is better; mean, interval.
-
-    axes_of: what rows, columns and the colour are
-    """
-    _, axis = plt.subplots(figsize=(8.2, 1.4 + 0.6 * len(rows)), layout="constrained")
-    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    found = [[interval(cells[column]) for column in columns] for cells in rows.values()]
-    means = np.array([[each.mean for each in row] for row in found])
-    texts = [[f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]" for mean, low, high in row] for row in found]
-    limit = max(abs(means).max(), 1e-9)
-    look = {"cmap": "RdBu", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": axes_of[2]}}
-    sns.heatmap(means, ax=axis, annot=np.array(texts), fmt="", xticklabels=columns, yticklabels=list(rows), **look)
-    axis.set(title=title, xlabel=axes_of[1], ylabel=axes_of[0])
-    axis.tick_params(axis="y", rotation=0)
-    plt.show()
-
-
-def matrices(
-    tables: Mapping[str, Float[Tensor, "rows columns"]], quantity: str, axes_of: tuple[str, str], title: str
-) -> None:
-    """Matrices side by side on one scale, centred at zero: red is positive, blue negative."""
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 3.9), squeeze=False, layout="constrained")
-    top = max(table.abs().max().item() for table in tables.values())
-    look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "square": True, "cbar": False}
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        rows, columns = (range(1, count + 1) for count in table.shape)
-        every = max(1, len(rows) // 8)  # labels that can be read
-        counted = pd.DataFrame(table.detach().cpu().numpy(), index=rows, columns=columns)
-        sns.heatmap(counted, ax=axis, xticklabels=every, yticklabels=every, **look)
-        axis.set_title(name, loc="center", weight="normal")
-        axis.set(xlabel=axes_of[1], ylabel=axes_of[0])
-        axis.tick_params(rotation=0)
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=quantity, shrink=0.85)
     headline(figure, title)
     plt.show()
 
