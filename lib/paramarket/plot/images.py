@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,14 +11,19 @@ from paramarket.plot.look import headline
 
 
 def image_row(images: Float[Tensor, "n channels height width"], captions: Sequence[str], title: str) -> None:
-    """Images side by side, each with what there is to say of it."""
+    """Images side by side, all on one scale of greys, each with what there is to say of it.
+
+    The scale leaves out the most extreme pixel in a hundred at either end, so that noise does not pale the rest.
+    """
     texts = [caption.split("\n") for caption in captions]
     lines = max(len(text) for text in texts)
     longest = max(len(line) for text in texts for line in text)
     size = (max(1.1, 0.085 * longest) * len(images), 1.5 + 0.17 * lines)
     figure, axes = plt.subplots(1, len(images), figsize=size, squeeze=False, layout="constrained")
-    for axis, image, caption in zip(axes[0], images, captions, strict=True):
-        axis.imshow(image.mean(dim=0).numpy(), cmap="gray_r")
+    grey = images.mean(dim=1).numpy()
+    darkest, brightest = np.quantile(grey, [0.01, 0.99])
+    for axis, image, caption in zip(axes[0], grey, captions, strict=True):
+        axis.imshow(image, cmap="gray_r", vmin=darkest, vmax=brightest)
         axis.set_title(caption, fontsize=9, weight="normal", loc="center")
         axis.set_axis_off()
     headline(figure, title)

@@ -133,9 +133,7 @@ def meta_tune(
     gates = all_gates[learn]  # of the runs that learn theirs; all others stay, and so do their masks
     opened = masks[learn]
     keys = start.keys.detach().clone().requires_grad_()
-    walked = torch.zeros_like(
-        first_delta
-    )  # by Adam at a rate of 1: a rate only scales its steps, each run's by its own
+    walked = torch.zeros_like(first_delta)  # by Adam at a rate of 1, of which each run takes its own share
     delta = first_delta
     delta_optimizer = AdamW([walked])
     gate_optimizer = AdamWithoutMomentum([gates])
