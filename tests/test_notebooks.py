@@ -35,7 +35,8 @@ KEYS = {
         *("unseen_above_pretrained_points", "unseen_above_dense_points", "sides_differ_points"),
     ],
     "05_soup_of_experts": [
-        *("soup_loss", "generic_loss", "loss_ratio", "experts_loss_equal_compute", "lead_by_operations_5", "lead_by_clock_5"),
+        *("soup_loss", "generic_loss", "loss_ratio", "experts_loss_equal_compute"),
+        *("one_base_less_soup_mixed", "hill_less_apart", "lead_by_operations_5", "lead_by_clock_5"),
     ],
     "06_price_the_gain": [
         *("gain_points", "gain_relative", "gain_relative_on_quote", "winners_curse", "own_class_change"),
@@ -62,7 +63,10 @@ WORDS = {
 }
 # Results that are words or plain numbers, and hang on the parameters.
 PLAIN = {
-    "05_soup_of_experts": {"pays_after_by_operations", "pays_after_by_clock", "runs_censored"},  # medians: runs are censored
+    "05_soup_of_experts": {
+        *("pays_after_by_operations", "pays_after_by_clock", "runs_censored"),  # medians: runs are censored
+        *("ahead_from_by_operations", "ahead_from_by_clock"),  # or "none to 100"
+    },
     "06_price_the_gain": {"nash_price_lowest", "nash_price_median", "nash_price_highest", "trades_by_mean"},
     "09_should_we_trade": {
         *("recommendation", "best_way", "compatible", "price_low", "price_high", "pilot_examples", "payback_months"),
