@@ -168,6 +168,7 @@ def tuning(device):
     yield "smat.fixed_masks", masks.gates
     yield "smat.sparsity", smat.sparsity(masks.gates)
     yield "smat.overlap", smat.overlap(masks.gates, masks.gates)
+    yield "smat.shuffle_within", smat.shuffle_within(masks.gates, "rows", stream(0, "shuffled"))
     yield "smat.storage", smat.storage(masks.gates)
     plain = torch.ones(2)
     aims = smat.Aims(
@@ -210,9 +211,8 @@ def soups(device):
     every = {"generic": soup.Kind(0), "soup": soup.Kind(3, law), "low rank": soup.Kind(3, law, rank=2)}
     kinds = soup.train_kinds(net, domains, every, steps=3, seeds=[0], device=device, **how)
     yield "soup.train_kinds", kinds
-    alone = soup.train_alone(
-        net, domains, h[0, :1], steps=3, seeds=[0], start=kinds["generic"].base, device=device, **how
-    )
+    begun = soup.specialists(kinds["generic"], h[0, :1])
+    alone = soup.train_alone(net, domains, h[0, :1], steps=3, seeds=[0], start=begun, device=device, **how)
     yield "soup.train_alone", alone
     yield "soup.score_single_domains", soup.score_single_domains(net, kinds, domains)
     classifier = soup.train_domain_classifier(domains, 8, seed=0, device=device, steps=10, lr=0.01)
