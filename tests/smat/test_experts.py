@@ -45,6 +45,16 @@ def test_at_the_start_every_task_gets_the_pretrained_net_bit_for_bit():
     assert start.gates["1.weight"].shape == (2, 3, 5, 6)
 
 
+def test_one_expert_alone_is_asked_whatever_the_router_says():
+    found = drawn(experts=3)
+    one = found.only(1)
+    assert one.keys.shape[1] == 1
+    assert (smat.route(one.keys, torch.randn(len(one.keys), 2, 5, one.keys.shape[2])) - 1).abs().max() < 1e-6
+    for name, gate in one.gates.items():
+        assert torch.equal(gate, found.gates[name][:, [1]])
+        assert torch.equal(one.delta[name], found.delta[name])
+
+
 def test_what_was_learnt_is_undone_in_one_step():
     """The router bypassed, its weights 0: the pretrained net, bit for bit."""
     assert equal(smat.interpolate(PRETRAINED, drawn(), torch.zeros(2, 4, 3)), four_times(PRETRAINED))

@@ -38,6 +38,11 @@ class SparseExperts(NamedTuple):
         """The experts of some of the runs, like `stack.take`: a slice, list or mask keeps the axis."""
         return SparseExperts(stack.take(self.delta, index), stack.take(self.gates, index), self.keys[index])
 
+    def only(self, expert: int) -> "SparseExperts":
+        """One of the experts, without the others: the router has no choice."""
+        one = slice(expert, expert + 1)
+        return SparseExperts(self.delta, stack.take(self.gates, (slice(None), one)), self.keys[:, one])
+
     def copy(self) -> "SparseExperts":
         """The same numbers in memory of their own, without a gradient."""
         return SparseExperts(stack.copy(self.delta), stack.copy(self.gates), self.keys.detach().clone())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from paramarket.errors import ParameterError
 
@@ -24,8 +24,6 @@ class HardConcrete(NamedTuple):
     >>> law, log_alpha = smat.HardConcrete(), torch.tensor([-4.0, 0.0, 4.0])
     >>> law.nonzero(log_alpha)  # the chance that a gate is not closed
     tensor([0.0831, 0.8318, 0.9963])
-    >>> law.one(log_alpha)  # the chance that it is fully open
-    tensor([0.0037, 0.1682, 0.9169])
     >>> law.median(log_alpha)
     tensor([0.0000, 0.5000, 1.0000])
     """
@@ -33,14 +31,6 @@ class HardConcrete(NamedTuple):
     temperature: float = 2 / 3
     low: float = -0.1
     high: float = 1.1
-
-    def sample(self, log_alpha: Float[Tensor, "*gates"], generator: Generator) -> Float[Tensor, "*gates"]:
-        """Gates drawn anew; gradients flow to log alpha wherever a gate is neither 0 nor 1.
-
-        u comes from a generator of the CPU, wherever the gates are: the same numbers on every device
-        """
-        u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(log_alpha)
-        return self._stretched((u.logit() + log_alpha) / self.temperature)
 
     def median(self, log_alpha: Float[Tensor, "*gates"], temperature: float | None = None) -> Float[Tensor, "*gates"]:
         """Gates at u = 1/2, without noise: exactly 0 up to log alpha = -temperature log 11, where none can come back.
@@ -64,10 +54,6 @@ class HardConcrete(NamedTuple):
     def nonzero(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
         """P(z ≠ 0) = sigmoid(log alpha - temperature log(-low / high)); the sum is the expected number of open ones."""
         return (log_alpha - self.temperature * np.log(-self.low / self.high)).sigmoid()
-
-    def one(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
-        """P(z = 1) = sigmoid(log alpha - temperature log((1 - low) / (high - 1)))."""
-        return (log_alpha - self.temperature * np.log((1 - self.low) / (self.high - 1))).sigmoid()
 
     def mean(self, log_alpha: Float[Tensor, "*gates"]) -> Float[Tensor, "*gates"]:
         """E[z], the integral of P(z > t) over t from 0 to 1, by Gauss-Legendre on 32 nodes (error below 1e-6)."""
