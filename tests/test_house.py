@@ -333,6 +333,21 @@ def test_nothing_is_unpickled_and_no_hash_seeds_anything(name):
     assert not set(called) & set(refused)
 
 
+TEXT = ("open", "read_text", "write_text")
+
+
+@each_file
+def test_every_text_file_says_its_encoding(name):
+    """Windows would read and write the letters of its own country."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in TEXT:
+            words = [word.arg for word in node.keywords]
+            is_text = all(
+                mode not in ast.unparse(node) for mode in ("'rb'", "'wb'", "'xb'", "Image.open", "archive.open")
+            )
+            assert "encoding" in words or "framework" in words or not is_text, ast.unparse(node)
+
+
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in SCRIPTS and name != "__main__"])
 def test_examples_in_docstrings_run(name):
     found = doctest.testmod(import_module(f"paramarket.{name}"))

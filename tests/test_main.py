@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path):
     assert done.returncode == 1
     assert re.fullmatch(r"Error: --out .* holds something else than results; .*\n", done.stderr)
     assert not done.stdout
+
+
+def test_what_a_console_cannot_write_stops_no_command(tmp_path):
+    """As on Windows, where a pipe has 256 letters: no ✓ and no 九."""
+    (tmp_path / "p.yaml").write_text("九: {width: 3}\n", encoding="utf-8")
+    call = [sys.executable, "-m", "paramarket", "notebooks", "--parameters", tmp_path / "p.yaml"]
+    done = subprocess.run(call, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 1
+    assert b"unknown notebook '?'" in done.stderr
 
 
 def test_a_failing_notebook_is_named_with_its_cell_and_stops_no_other(tmp_path):

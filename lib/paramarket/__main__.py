@@ -51,6 +51,9 @@ def _chosen_or_all(chosen: Sequence[Path]) -> list[Path]:
 @click.version_option(__version__)
 def cli() -> None:
     """Are neural-network weights worth trading? Notebooks, and what runs them."""
+    for stream in (sys.stdout, sys.stderr):  # Windows, into a file: its own 256 letters, without € and ✓
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 @cli.command()
@@ -92,7 +95,8 @@ def notebooks(chosen: Sequence[Path], out: Path, parameters: Path | None, jobs: 
         with ThreadPoolExecutor(jobs) as executor:
             outcomes = list(runs.execute(points, executor))
         runs.build_pages(outcomes, fresh)
-        (fresh / MARK).write_text("".join(f"{path.name}\n" for path in sorted(fresh.iterdir())))
+        names = "".join(f"{path.name}\n" for path in sorted(fresh.iterdir()))
+        (fresh / MARK).write_text(names, encoding="utf-8")
         _replace_folder(out, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -149,7 +153,7 @@ class _Loader(yaml.SafeLoader):
 
 def _written_before(out: Path) -> list[str]:
     """What an earlier run wrote into a folder, by its own list."""
-    return (out / MARK).read_text().splitlines() if (out / MARK).is_file() else []
+    return (out / MARK).read_text(encoding="utf-8").splitlines() if (out / MARK).is_file() else []
 
 
 def _replace_folder(out: Path, fresh: Path) -> None:

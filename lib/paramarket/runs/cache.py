@@ -43,7 +43,7 @@ def _key(build: Callable, inputs: Mapping[str, Any]) -> str:
         raise ParameterError(
             f"cached cannot read the source of {build!r}: give a function from a cell or file."
         ) from error
-    library = {str(path.relative_to(LIBRARY)): path.read_text("utf-8") for path in LIBRARY.rglob("*.py")}
+    library = {str(path.relative_to(LIBRARY)): path.read_text(encoding="utf-8") for path in LIBRARY.rglob("*.py")}
     content = {name: _content(value) for name, value in inputs.items()}
     made_from = json.dumps([source, library, environment(), content], sort_keys=True)
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]

@@ -125,7 +125,7 @@ def save_lora(path: Path | str, net: nn.Module, delta: Params, rank: int) -> Lor
     config |= {"use_rslora": False, "fan_in_fan_out": False, "base_model_name_or_path": None, "task_type": None}
     folder = Path(path)
     with atomic(folder / _CONFIG) as beside:
-        beside.write_text(json.dumps(config, indent=2))
+        beside.write_text(json.dumps(config, indent=2), encoding="utf-8")
     with atomic(folder / _WEIGHTS) as beside:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
     return LoraError(math.sqrt(lost / total) if total else 0.0, left_out)
@@ -149,7 +149,7 @@ def _read_config(path: Path) -> tuple[Path, dict[str, Any]]:
         file = path / "adapter_model.bin"  # a pickle: `load` refuses it, and says how to convert it
     config = file.parent / _CONFIG
     try:
-        found = json.loads(config.read_text())
+        found = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{config}, which says how an adapter is scaled, cannot be read ({error}).") from error
     if not isinstance(found, dict) or found.get("peft_type", "LORA") != "LORA":
