@@ -220,10 +220,10 @@ def test_no_name_is_dead(name):
 
 @each_room
 def test_what_stands_on_a_face_is_used(room):
-    """By the house, a notebook, a benchmark or the README, if only in a signature. A test is no user."""
+    """By the house, a notebook, a benchmark or the pages about it, if only in a signature. A test is no user."""
     read = read_anywhere()
-    for path in [HOME / "README.md", *NOTEBOOKS]:
-        read = read | set(re.findall(rf"\b{room}\.(\w+)", path.read_text()))
+    for path in [HOME / "README.md", HOME / "docs/library.md", *NOTEBOOKS]:
+        read = read | set(re.findall(rf"\b{room}\.(\w+)", path.read_text(encoding="utf-8")))
     offered = {name for name in face(room) if f"{room}.{name}" in OFFERED}
     assert set(face(room)) - read - offered == set()
 

@@ -23,6 +23,12 @@ def name(requirement):
     return re.match(r"[\w.-]+", requirement)[0].lower()
 
 
+def is_ours(path):
+    """In the repository's own folders: no environment, no results."""
+    inside = path.relative_to(HOME).parts[:-1]
+    return not inside or inside[0] in ("docs", "data", "notebooks", "lib", "tests")
+
+
 def test_requirements_are_exact_and_cover_the_project():
     lines = [line for line in (HOME / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert len(lines) == len(PINS)
@@ -50,6 +56,9 @@ def test_ci_runs_what_a_person_runs():
     assert "-m paramarket test $(if $(FULL),--full)" in (HOME / "Makefile").read_text()
     workflow = yaml.safe_load((HOME / ".github/workflows/ci.yml").read_text())
     steps = workflow["jobs"]["all"]["steps"]
+    matrix = workflow["jobs"]["platforms"]["strategy"]["matrix"]
+    assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert matrix["python"][0] == PROJECT["requires-python"].removeprefix(">=")
     assert any(step.get("run") == ".ci/run" for step in steps)
     assert any(step.get("with", {}).get("path") == "runs/latest" for step in steps)
 
@@ -67,10 +76,10 @@ def test_what_ci_has_run_is_published_from_the_main_branch_only():
     assert publish["steps"][-2]["with"]["path"] == "runs/site"
 
 
-def test_the_readme_shows_one_small_figure_an_act():
-    shown = re.findall(r"!\[[^\]]+\]\(docs/(\w+)\.png\)", (HOME / "README.md").read_text())
-    assert shown == list(SHOWN)
-    for name in SHOWN:
+def test_the_readme_shows_the_term_sheet_and_one_small_figure_an_act():
+    shown = re.findall(r"!\[[^\]]{60,}\]\(docs/(\w+)\.png\)", (HOME / "README.md").read_text())
+    assert shown == ["term_sheet", *SHOWN]
+    for name in shown:
         assert (HOME / f"docs/{name}.png").stat().st_size < 60_000
 
 
@@ -78,8 +87,20 @@ def test_the_readme_lists_the_notebooks_that_exist():
     readme = (HOME / "README.md").read_text()
     listed = re.findall(r"notebooks/([\w]+\.ipynb)\)", readme)
     assert sorted(set(listed)) == sorted(path.name for path in (HOME / "notebooks").glob("[0-9]*.ipynb"))
-    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
-        assert (HOME / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "page", [path.relative_to(HOME) for path in sorted(HOME.glob("**/*.md")) if is_ours(path)], ids=str
+)
+def test_what_a_page_links_to_exists(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (HOME / page).read_text(encoding="utf-8")):
+        assert (HOME / page.parent / target).exists(), target
+
+
+def test_the_library_page_lists_every_room():
+    listed = re.findall(r"^\| `(\w+)` \|", (HOME / "docs/library.md").read_text(encoding="utf-8"), re.M)
+    rooms = [path.stem for path in (HOME / "lib/paramarket").iterdir() if not path.stem.startswith("_")]
+    assert sorted(listed) == sorted(rooms)
 
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

@@ -23,7 +23,7 @@ sys.modules.setdefault("rfc3987_syntax", None)  # nbformat would wait seconds fo
 
 HOME = Path(__file__).parents[2]
 LATEST = HOME / "runs/latest"
-SHOWN = ("09_should_we_trade", "02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market")  # in the README
+SHOWN = ("02_align_and_interpolate", "05_soup_of_experts", "07_run_the_market", "09_should_we_trade")  # in the README
 MARK = ".paramarket"  # in a folder of results: the list of what we wrote, so that nothing else is ever replaced
 
 
