@@ -42,8 +42,8 @@ RIGHT = [
     (teach.check_break_even, break_even),
 ]
 WRONG = [
-    (teach.check_choose_way, the_largest, "may be chance, or it harms"),
-    (teach.check_choose_way, without_a_guard, "expected '"),
+    (teach.check_choose_way, the_largest, "it takes "),
+    (teach.check_choose_way, without_a_guard, "It harms the buyer's own classes by "),
     (teach.check_choose_way, lambda table, allowed: 3, "expected one of nothing, a, b"),
     (teach.check_examples_needed, as_if_unpaired, "it says "),
     (teach.check_break_even, from_nothing, "is left, not 0"),

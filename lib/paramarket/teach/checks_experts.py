@@ -20,18 +20,22 @@ def check_cka(answer: Callable[[Tensor, Tensor], float]) -> None:
 
     def find_fault() -> str:
         generator = fresh_generator()
-        x = torch.randn(200, 6, generator=generator) + 3
-        noise = torch.randn(200, 9, generator=generator)
+        means = torch.tensor([3.0, 9.0, -6.0, 3.0, 0.0, 6.0])  # one number cannot centre them all
+        x = torch.randn(200, 6, generator=generator) + means
         rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
         moved = float(answer(x.clone(), 2 * x @ rotation - 5))
-        if abs(moved - 1) > 1e-3:
+        if not abs(moved - 1) <= 1e-3:
             unshifted = float(answer(x, 2 * x @ rotation))
             hint = " Did you centre every feature?" if abs(unshifted - 1) < 1e-3 else ""
             return f"turned, doubled and shifted, x should be like itself: 1, not {moved:.3f}.{hint}"
-        y = torch.cat([x, noise[:, :3]], dim=1) @ torch.randn(9, 9, generator=generator) + noise
-        found, expected = float(answer(x, y)), cka.linear_cka(x, y)
-        if abs(found - expected) > 1e-3:
-            return f"for a random pair it says {found:.3f}, expected {expected:.3f}."
+        for images in (20, 30, 40, 50):  # few enough that debiasing shows
+            x, noise = torch.randn(2, images, 9, generator=generator)
+            y = x @ torch.randn(9, 9, generator=generator) / 3 + noise
+            found, expected = float(answer(x.clone(), y.clone())), cka.linear_cka(x, y)
+            if not abs(found - expected) <= 1e-3:
+                debiased = cka.linear_cka(x, y, debiased=True)
+                hint = " That is the debiased one." if abs(found - debiased) < 1e-3 else ""
+                return f"for a random pair it says {found:.3f}, expected {expected:.3f}.{hint}"
         return ""
 
     tell_learner("my_cka", find_fault)
@@ -43,15 +47,17 @@ def check_turning_step(answer: Callable[[pd.DataFrame], int]) -> None:
     def find_fault() -> str:
         generator = fresh_generator()
         steps = [0, 10, 20, 40, 80]
-        level = torch.tensor([0.5, 0.7, 0.8, 0.75, 0.6])[torch.randperm(5, generator=generator)]
-        accuracy = level.view(-1, 1) + 0.01 * torch.rand(5, 4, generator=generator)
-        lucky = accuracy.clone()
-        lucky[-1] = torch.tensor([1.0, 0.1, 0.1, 0.1])
         equal = torch.full((5, 4), 0.5)
-        best, best_but_last = steps[level.argmax()], steps[level[:-1].argmax()]
+        places = torch.randperm(3, generator=generator).tolist()  # the best is never the first step, nor the last
+        accuracy, best = _draw_accuracies(1 + places[0], generator)
+        lucky, best_of_lucky = _draw_accuracies(1 + places[1], generator)
+        lucky[-1] = torch.tensor([1.0, 0.1, 0.1, 0.1])
+        mostly, best_of_mostly = _draw_accuracies(1 + places[2], generator)
+        mostly[0] = torch.tensor([0.9, 0.1, 0.9, 0.9])
         cases = [
-            (accuracy, best, "the mean over the pairs is best there"),
-            (lucky, best_but_last, "one lucky pair is no reason: take the mean over the pairs first"),
+            (accuracy, steps[best], "the mean over the pairs is best there"),
+            (lucky, steps[best_of_lucky], "one lucky pair is no reason: take the mean over the pairs first"),
+            (mostly, steps[best_of_mostly], "most pairs are no reason: take the mean over all of them"),
             (equal, 0, "all are equally good: take the earliest"),
         ]
         for values, expected, why in cases:
@@ -64,6 +70,13 @@ def check_turning_step(answer: Callable[[pd.DataFrame], int]) -> None:
     tell_learner("turning_step", find_fault)
 
 
+def _draw_accuracies(best: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Accuracies [steps, pairs], the mean over the pairs largest at step number `best`; and that number."""
+    level = torch.tensor([0.5, 0.6, 0.7, 0.75])[torch.randperm(4, generator=generator)]
+    level = torch.cat([level[:best], torch.tensor([0.8]), level[best:]])
+    return level.view(-1, 1) + 0.01 * torch.rand(5, 4, generator=generator), best
+
+
 def check_output_router_step(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Notebook 03: the gate [experts, experts * classes] of an output router after one step of gradient descent."""
 
@@ -73,16 +86,17 @@ def check_output_router_step(answer: Callable[[Tensor, Tensor, Tensor, float], T
         y = torch.randint(5, (40,), generator=generator)
         gate = torch.randn(3, 15, generator=generator) / 4
         before = gate.clone()
-        found = answer(logs, y, gate, 0.5)
+        rate = 0.2 + torch.rand(1, generator=generator).item()
+        found = answer(logs, y, gate, rate)
         if not torch.equal(gate, before):
             return "it changes the gate itself: make a copy with gate.clone()."
         if found.shape != gate.shape:
             return f"expected a gate of shape {tuple(gate.shape)}, got {tuple(found.shape)}."
-        expected = gate - 0.5 * _gate_slope(logs, y, gate)
-        if torch.allclose(found.detach(), gate + 0.5 * _gate_slope(logs, y, gate), atol=1e-5):
+        expected = gate - rate * _gate_slope(logs, y, gate)
+        if torch.allclose(found.detach(), gate + rate * _gate_slope(logs, y, gate), atol=1e-5):
             return "that is a step uphill: the loss has grown."
         error = (found.detach() - expected).abs().max().item()
-        return f"the gate is off by up to {error:.4f}." if error > 1e-5 else ""
+        return "" if error <= 1e-5 else f"the gate is off by up to {error:.4f}, for a rate of {rate:.3f}."
 
     tell_learner("output_router_step", find_fault)
 
@@ -213,37 +227,46 @@ def check_soup_step(answer: Callable[..., Sequence[Params]]) -> None:
 
     def find_fault() -> str:
         generator = fresh_generator()
-        net = stack.mlp(6, [5], 3)
-        one = stack.take(stack.init(net, 1, seed=0), 0)
-        phi = stack.take(stack.init(stack.mlp(4, [7], 3), 1, seed=0), 0)
-
-        def drawn(tensor: Tensor) -> Tensor:
-            return torch.randn(tensor.shape, generator=generator) / 2
-
-        base = stack.map(drawn, one)
-        experts = stack.map(lambda tensor: torch.randn(3, *tensor.shape, generator=generator) / 2, one)
-        router = stack.map(drawn, phi)
-        h = torch.rand(4, generator=generator)
-        h = h / h.sum()
-        x = torch.randn(12, 6, generator=generator)
-        y = torch.randint(3, (12,), generator=generator)
-        parts = (base, experts, router)
-        given = [stack.copy(part) for part in parts]
-        rate = 0.5
-        found = answer(net, *given, h, x, y, rate)
-        names = ("base", "experts", "router")
-        for name, part, before in zip(names, given, parts, strict=True):
-            if any(not torch.equal(part[key].detach(), tensor) for key, tensor in before.items()):
-                return f"it changes the {name} that it was given: begin with copies, tensor.clone()."
-        if not isinstance(found, (tuple, list)) or len(found) != 3:
-            return "expected three dicts: the new base, experts and router."
-        for name, part, before in zip(names, found, parts, strict=True):
-            for key, tensor in before.items():
-                if key not in part or part[key].shape != tensor.shape:
-                    return f"expected {key!r} of shape {tuple(tensor.shape)} in the new {name}."
-        return _soup_step_fault([stack.copy(part) for part in found], parts, net, h, x, y, rate)
+        for _ in range(5):  # of one draw alone, all hidden units of a router might be on, and no ReLU missed
+            fault = _one_soup_fault(answer, generator)
+            if fault:
+                return fault
+        return ""
 
     tell_learner("soup_step", find_fault)
+
+
+def _one_soup_fault(answer: Callable[..., Sequence[Params]], generator: torch.Generator) -> str:
+    """What is wrong with one step of a small random soup on a random batch, or nothing."""
+    net = stack.mlp(6, [5], 3)
+    one = stack.take(stack.init(net, 1, seed=0), 0)
+    phi = stack.take(stack.init(stack.mlp(4, [7], 3), 1, seed=0), 0)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator) / 2
+
+    base = stack.map(drawn, one)
+    experts = stack.map(lambda tensor: torch.randn(3, *tensor.shape, generator=generator) / 2, one)
+    router = stack.map(drawn, phi)
+    h = torch.rand(4, generator=generator)
+    h = h / h.sum()
+    x = torch.randn(12, 6, generator=generator)
+    y = torch.randint(3, (12,), generator=generator)
+    rate = 0.2 + torch.rand(1, generator=generator).item()
+    parts = (base, experts, router)
+    given = [stack.copy(part) for part in parts]
+    found = answer(net, *given, h, x, y, rate)
+    names = ("base", "experts", "router")
+    for name, part, before in zip(names, given, parts, strict=True):
+        if any(not torch.equal(part[key].detach(), tensor) for key, tensor in before.items()):
+            return f"it changes the {name} that it was given: begin with copies, tensor.clone()."
+    if not isinstance(found, (tuple, list)) or len(found) != 3:
+        return "expected three dicts: the new base, experts and router."
+    for name, part, before in zip(names, found, parts, strict=True):
+        for key, tensor in before.items():
+            if key not in part or part[key].shape != tensor.shape:
+                return f"expected {key!r} of shape {tuple(tensor.shape)} in the new {name}."
+    return _soup_step_fault([stack.copy(part) for part in found], parts, net, h, x, y, rate)
 
 
 def _soup_step_fault(
@@ -292,8 +315,7 @@ def check_pays_after(answer: Callable[[float, float, float], float]) -> None:
     """Notebook 05: the smallest number of customers at which paying once is no dearer than paying for each."""
 
     def find_fault() -> str:
-        drawn = 10 * torch.randint(1, 50, (20, 3), generator=fresh_generator()).double()
-        for once, each, saved in [*drawn.tolist(), (100.0, 10.0, 50.0)]:
+        for once, each, saved in _draw_costs(fresh_generator()):
             case = f"once {once:g}, then {each:g} each, not {each + saved:g}"
             customers = answer(once, each, each + saved)
             if not 0 <= customers < math.inf or customers != int(customers):
@@ -308,3 +330,18 @@ def check_pays_after(answer: Callable[[float, float, float], float]) -> None:
         return ""
 
     tell_learner("pays_after", find_fault)
+
+
+def _draw_costs(generator: torch.Generator) -> list[tuple[float, float, float]]:
+    """(once, each, saved by each): what is paid once is saved by 2 to 20 customers, just so, or by some part of one.
+
+    So rounding down, to the nearest or up beyond the exact number are all found out, and no constant fits.
+    """
+    cases = []
+    for part in (0.0, 0.2, 0.8):
+        for fewest in (2, 11):
+            customers = int(torch.randint(fewest, fewest + 9, (), generator=generator))
+            saved = 10 * int(torch.randint(1, 50, (), generator=generator))
+            each = 10 * int(torch.randint(1, 50, (), generator=generator))
+            cases.append(((customers + part) * saved, float(each), float(saved)))
+    return cases
