@@ -8,11 +8,11 @@ import symtable
 import nbformat
 import pytest
 import yaml
+from exercises import NOTEBOOKS, exercises, solution
 
 from paramarket import runs, teach
 from paramarket.__main__ import HOME
 
-NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
 QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
 
 RESULTS = (HOME / "RESULTS.md").read_text()
@@ -199,17 +199,30 @@ def bound(source):
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
 
 
+POINTS = {"easy": 1, "medium": 2, "hard": 3}
+
+
 @each
-def test_an_exercise_is_a_solution_with_a_check_beneath(path):
-    solutions = [k for k, cell in enumerate(code(path)) if "BEGIN SOLUTION" in cell.source]
-    assert 2 <= len(solutions) <= 3
-    for k in solutions:
-        grading = code(path)[k].metadata["nbgrader"]
-        assert grading["solution"]
-        assert grading["grade_id"] == code(path)[k].id
-        assert "teach.check_" in code(path)[k + 1].source
+def test_an_exercise_has_one_form(path):
+    """A prompt with minutes and difficulty, a hint folded in; the solution; its check, which earns the points."""
+    found = exercises(path)
+    assert 2 <= len(found) <= 3
+    for number, exercise in enumerate(found, start=1):
+        head = rf"### Exercise {number} · .+ \(\d+ minutes, (easy|medium|hard)(; .+)?\)\n"
+        (difficulty, _) = re.findall(head, exercise.prompt)[0]
+        assert exercise.prompt.count("### Exercise") == 1
+        assert re.search(r"<details><summary>Hint</summary>\n\n[^<]+\n\n</details>$", exercise.prompt)
+        name = exercise.solution.id
+        solves = {"solution": True, "grade": False, "locked": False, "task": False, "schema_version": 3}
+        earns = {"solution": False, "grade": True, "locked": True, "task": False, "schema_version": 3}
+        assert exercise.solution.metadata == {"nbgrader": {**solves, "grade_id": name}}
+        assert exercise.checking.id == f"check-{name}"
+        assert exercise.checking.metadata == {
+            "nbgrader": {**earns, "grade_id": f"check-{name}", "points": POINTS[difficulty]}
+        }
     text = "".join(cell.source for cell in cells(path))
-    assert text.count("<details><summary>Hint</summary>") == len(solutions)
+    assert text.count("### Exercise") == text.count("<summary>Hint</summary>") == len(found)
+    assert len([cell for cell in cells(path) if "nbgrader" in cell.metadata]) == 2 * len(found)
 
 
 UNSEEN = {"eval", "exec", "vars", "locals", "get_ipython"}  # with these, code could use a name that it does not show

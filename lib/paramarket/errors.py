@@ -28,6 +28,10 @@ class TrainingError(ParamarketError, ArithmeticError):
     """Training that left the finite numbers."""
 
 
+class ExerciseError(ParamarketError, ValueError):
+    """A learner's answer that does not hold. Raised only where nbgrader grades, so that the cell earns no points."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The text of an error for a name that nobody knows, with the nearest known one offered.
 
