@@ -46,7 +46,7 @@ PATHS = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in PATHS.items()}
 NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
-SCRIPTS = {"runs.child"}  # run by its path, in an environment that need not have this library
+SCRIPTS = {"runs.child", "teach.laptop"}  # run by their path, in an environment that need not have this library
 
 each_file = pytest.mark.parametrize("name", PATHS)
 each_room = pytest.mark.parametrize("room", [room for room in ROOMS if room != "__main__"])

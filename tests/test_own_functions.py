@@ -68,7 +68,10 @@ PROMISES = [
     Promise(
         "04",
         "write the two lines that stand in the comments",
-        [("    # alpha = router(", "    alpha = router("), ("    # weights = interpolate(", "    weights = interpolate(")],
+        [
+            ("    # alpha = router(", "    alpha = router("),
+            ("    # weights = interpolate(", "    weights = interpolate("),
+        ],
         ("return scores / scores.sum()", "return scores"),
     ),
     Promise(

@@ -411,6 +411,15 @@ def student(chosen: Sequence[Path], out: Path) -> None:
 
 
 @cli.command()
+def check() -> None:
+    """Say whether this machine is ready for class, and what to do if it is not. About 20 seconds.
+
+    Ends with 0 if all is there, else with 1. Where even this command does not start: python lib/paramarket/teach/laptop.py
+    """
+    sys.exit(subprocess.run([sys.executable, HOME / "lib/paramarket/teach/laptop.py"], check=False).returncode)
+
+
+@cli.command()
 def results() -> None:
     """Write RESULTS.md from the latest full run: every answer, and every claim with its number and verdict."""
     from paramarket import base, runs

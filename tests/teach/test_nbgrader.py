@@ -29,7 +29,9 @@ def nbgrader(course, *words):
     """One of nbgrader's commands, run in the folder of a course."""
     call = [sys.executable, "-m", "nbgrader", *words]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it looks there for alembic
-    done = subprocess.run(call, cwd=course, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        call, cwd=course, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -22,10 +22,7 @@ def check_price_from_sample(answer: Callable[[np.ndarray, float], float]) -> Non
 
     def find_fault() -> str:
         generator = fresh_generator()
-        for buyers in (1, 2, 3, *range(10, 40)):
-            values = torch.rand(buyers, generator=generator, dtype=torch.float64)
-            sample = 50 + 100 * values.numpy()
-            cost = torch.rand(1, generator=generator).item() * sample.max()
+        for sample, cost in _draw_samples(generator):
             best = price.posted_price(sample, cost)
             asked = float(answer(sample.copy(), cost))
             profit = earned(sample, cost, asked)
@@ -37,12 +34,26 @@ def check_price_from_sample(answer: Callable[[np.ndarray, float], float]) -> Non
             elif abs(asked - sample.mean()) < 1e-9:
                 hint = " That is the mean of the values."
             return (
-                f"from {buyers} buyers, cost {cost:.1f}, a price of {asked:.2f} earns {profit:.2f} a buyer; "
+                f"from {len(sample)} buyers, cost {cost:.1f}, a price of {asked:.2f} earns {profit:.2f} a buyer; "
                 f"{best.profit:.2f} can be had.{hint}"
             )
         return ""
 
     tell_learner("price_from_sample", find_fault)
+
+
+def _draw_samples(generator: torch.Generator) -> list[tuple[np.ndarray, float]]:
+    """Values of buyers, and a cost below the largest of them.
+
+    In the last sample one buyer is worth more than the two others: who forgets that he buys at his value misses him.
+    """
+    samples = []
+    for buyers in (1, 2, 3, *range(10, 40)):
+        values = 50 + 100 * torch.rand(buyers, generator=generator, dtype=torch.float64).numpy()
+        samples.append((values, torch.rand(1, generator=generator).item() * values.max()))
+    luck = torch.rand(3, generator=generator, dtype=torch.float64).numpy()
+    samples.append((np.array([300.0, 50.0, 65.0]) + 10 * luck, 20 * luck[0]))
+    return samples
 
 
 def check_best_bid(answer: Callable[[float, float, float], float]) -> None:
