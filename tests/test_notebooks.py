@@ -8,7 +8,7 @@ import symtable
 import nbformat
 import pytest
 import yaml
-from exercises import NOTEBOOKS, exercises, solution
+from exercises import NOTEBOOKS, exercises
 
 from paramarket import runs, teach
 from paramarket.__main__ import HOME

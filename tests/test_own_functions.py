@@ -3,6 +3,8 @@
 01 and 09 promise nothing of the kind. What is promised stands in a text; so a promise that changes is noticed here.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import nbformat
@@ -47,7 +49,7 @@ class Promise(NamedTuple):
     mistake: tuple[str, str]
     below: str = ""
     code: str = ""
-    parameters: dict = {}
+    parameters: Mapping = MappingProxyType({})
 
 
 PROMISES = [

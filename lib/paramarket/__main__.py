@@ -414,7 +414,7 @@ def student(chosen: Sequence[Path], out: Path) -> None:
 def check() -> None:
     """Say whether this machine is ready for class, and what to do if it is not. About 20 seconds.
 
-    Ends with 0 if all is there, else with 1. Where even this command does not start: python lib/paramarket/teach/laptop.py
+    Ends with 0 if all is there, else with 1. If this command itself does not start, run lib/paramarket/teach/laptop.py.
     """
     sys.exit(subprocess.run([sys.executable, HOME / "lib/paramarket/teach/laptop.py"], check=False).returncode)
 

@@ -125,7 +125,7 @@ def fine(table, allowed):
     return (table.gain_points_low > 0) & (table.own_class_change >= -allowed)
 
 
-# Checks whose cases are all drawn alike, but for so many at first; in the others, some case finds each mistake for sure.
+# Checks whose cases are drawn alike, but for so many at first; in all others some case finds a mistake for sure.
 DRAWN = {
     "check_match_layer": 0,
     "check_match_two_layers": 0,

@@ -91,7 +91,7 @@ def check_laptop(home: Path = HOME) -> bool:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036, for an older Python may start this file
         return Finding(f"{version} is too old", "Install Python 3.11 or newer and set up the environment with it.")
     return Finding(f"{version}, {sys.executable}")
 
