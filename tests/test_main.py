@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from paramarket import runs
-from paramarket.__main__ import HOME, _read_parameters, cli
+from paramarket.__main__ import HOME, _bring_up_to_date, _read_parameters, cli
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTEBOOK = HOME / "notebooks/01_train_two_mlps.ipynb"
@@ -275,6 +275,51 @@ def test_student_copies_are_written(tmp_path):
     assert code == 1
     assert "exists already" in err
     assert (tmp_path / NOTEBOOK.name).read_text() == "a learner's work"
+
+
+@pytest.mark.full
+def test_lab_works_on_copies_and_keeps_what_is_there(tmp_path):
+    """JupyterLab itself is started, to tell its version; tests/browser opens it in a browser."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / NOTEBOOK.name).write_text("{ half a notebook")
+    (mine / "thesis.txt").write_text("years of work")
+    tracked = NOTEBOOK.read_bytes()
+    done = process("-m", "paramarket", "lab", "--folder", mine, "--version")
+    assert done.returncode == 0, done.stderr
+    copied = {path.name for path in (HOME / "notebooks").glob("[0-9]*.ipynb")}
+    assert {path.name for path in mine.iterdir()} == copied | {"thesis.txt"}
+    assert (mine / NOTEBOOK.name).read_text() == "{ half a notebook"
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert f"{mine / NOTEBOOK.name} is no readable notebook. Move it away" in done.stdout
+    assert f"Your work is kept in {mine.resolve()};" in done.stdout
+    assert NOTEBOOK.read_bytes() == tracked
+
+
+def test_lab_says_in_a_line_what_became_of_an_old_copy(full_run, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    first, second = sorted((full_run / "notebooks").iterdir())
+    _bring_up_to_date(mine)
+    assert capsys.readouterr().out == ""
+    (mine / first.name).write_text((mine / first.name).read_text().replace('"x"', '"my_own"'))
+    for path in (first, second):
+        path.write_text(path.read_text().replace('"x"', '"newer"'))
+    _bring_up_to_date(mine)
+    edited, renewed = capsys.readouterr().out.splitlines()
+    assert edited.startswith(f"{mine / first.name}: ")
+    assert edited.endswith("Rename yours and start again to get the new one.")
+    assert renewed.startswith(f"{mine / second.name}: ")
+    assert renewed.endswith("this is the new one.")
+    assert '"my_own"' in (mine / first.name).read_text()
+    _bring_up_to_date(mine)
+    assert capsys.readouterr().out.splitlines() == [edited]
+
+
+def test_a_folder_that_lab_cannot_write_is_named(tmp_path):
+    (tmp_path / "mine").write_text("no folder")
+    code, _, err = command("lab", "--folder", tmp_path / "mine")
+    assert code == 1
+    assert re.fullmatch(r"Error: .*mine.* cannot be written \(.*\): name another folder, --folder\.\n", err)
 
 
 def test_the_class_game_is_played_told_and_only_kept_when_asked(tmp_path, monkeypatch):

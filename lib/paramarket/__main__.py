@@ -6,6 +6,7 @@ Commands import what they need when they run: papermill and nbconvert take secon
 import os
 import reprlib
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -378,18 +379,57 @@ def classes(classes: int, seed: int, keep: bool) -> None:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=HOME / "mine",
+    help="Folder for your copies and your work.  [default: mine]",
+)
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
-def lab(extra: Sequence[str]) -> None:
-    """Open JupyterLab on the notebooks: this machine only, with its token."""
+def lab(folder: Path, extra: Sequence[str]) -> None:
+    """Open JupyterLab on your own copies of the notebooks: this machine only, with its token.
+
+    Copies that you have edited are never replaced. What follows goes to JupyterLab (say: --no-browser).
+    """
+    _bring_up_to_date(folder)
+    click.echo(f"Your work is kept in {folder.resolve()}; the notebooks of the project stay as they are.")
+    click.echo("JupyterLab ends with Ctrl-C, twice.")
     call = [
         sys.executable,
         "-m",
         "jupyterlab",
         "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.root_dir={HOME / 'notebooks'}",
+        f"--ServerApp.root_dir={folder.resolve()}",
+        "--ServerApp.log_level=WARN",
         *extra,
     ]
-    sys.exit(subprocess.run(call, check=False).returncode)
+    settings = [str(HOME / ".jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]  # neither news nor nbgrader's menus
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, settings))}
+    server = subprocess.Popen(call, env=environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's: it asks first, and ends its kernels
+    sys.exit(server.wait())
+
+
+_SAID_OF_COPIES = {
+    "renewed": "{copy}: the notebook has changed, you had not edited your copy: this is the new one.",
+    "outdated": "{copy}: the notebook has changed, and so have you. Rename yours and start again to get the new one.",
+    "unreadable": "{copy} is no readable notebook. Move it away and start again to get a fresh copy.",
+}
+
+
+def _bring_up_to_date(folder: Path) -> None:
+    """Copies of all notebooks into a folder, but never over what somebody has edited; a line for what is special."""
+    from paramarket import teach
+
+    for path in _chosen_or_all([]):
+        copy = folder / path.name
+        try:
+            state = teach.own_copy(path, copy)
+        except OSError as error:
+            why = error.strerror or error
+            raise ParameterError(f"{copy} cannot be written ({why}): name another folder, --folder.") from error
+        if state in _SAID_OF_COPIES:
+            click.echo(_SAID_OF_COPIES[state].format(copy=copy))
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Checks of a learner's own code, in the order of the notebooks; copies of the notebooks without their solutions."""
+"""Checks of a learner's own code, in the order of the notebooks; copies of the notebooks: one's own, or unsolved."""
 
 from paramarket.teach.checks_experts import (
     check_cka,
@@ -28,6 +28,7 @@ from paramarket.teach.checks_weights import (
     check_same_mistake,
     check_swap_units,
 )
+from paramarket.teach.copies import own_copy
 from paramarket.teach.student import student_copy
 
 __all__ = [
@@ -55,5 +56,6 @@ __all__ = [
     "check_split_cents",
     "check_swap_units",
     "check_turning_step",
+    "own_copy",
     "student_copy",
 ]
