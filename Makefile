@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test bench gpu lab results site student lock data clean
+.PHONY: help setup notebooks test browser bench gpu lab results site student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,6 +26,9 @@ notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/i
 test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters (FULL=1: as CI, with coverage)
 	$(BIN)/python -m paramarket test $(if $(FULL),--full)
 
+browser: .venv/ready  ## open JupyterLab and the pages in a real browser; skipped where there is none
+	$(BIN)/python -m paramarket browser
+
 bench: .venv/ready  ## measure speed against peers and the machine's own limit; refuses on a busy machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	$(BIN)/python -m paramarket bench
@@ -33,7 +36,7 @@ bench: .venv/ready  ## measure speed against peers and the machine's own limit; 
 gpu: .venv/ready  ## check a CUDA GPU's numbers against the CPU's, and print how fast both are; fails where there is none
 	$(BIN)/python -m paramarket gpu
 
-lab: .venv/ready  ## open JupyterLab on the notebooks (this machine only, with its token)
+lab: .venv/ready  ## open JupyterLab on your own copies of the notebooks, in mine/ (this machine only, with its token)
 	$(BIN)/python -m paramarket lab
 
 results: notebooks  ## run every notebook, write RESULTS.md (each claim, its number, its verdict) and the README's pictures

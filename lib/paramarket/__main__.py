@@ -187,6 +187,16 @@ def test(full: bool, extra: Sequence[str]) -> None:
 
 
 @cli.command()
+def browser() -> None:
+    """Open JupyterLab and the pages in a real browser, on quick parameters; pictures are left in runs/browser.
+
+    What a machine without Chromium or Playwright cannot check is skipped, and said.
+    """
+    call = ["pytest", "-o", "python_files=browse_*.py", "-m", "", "-n", "2", "-rs", "tests/browser"]
+    sys.exit(subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode)
+
+
+@cli.command()
 def bench() -> None:
     """Measure speed on a quiet machine and print a table of ratios."""
     call = [

@@ -1,0 +1,124 @@
+"""A real browser on a real JupyterLab: `python -m paramarket browser` runs these, `python -m paramarket test` does not.
+
+Pictures of what was seen lie in runs/browser, for a person to look at.
+"""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+import yaml
+from laptop import PATIENCE, WINDOW
+
+from paramarket import teach
+from paramarket.__main__ import HOME
+
+QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def until(condition, what, seconds=120):
+    """Wait until a condition gives something, and give it back."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"after {seconds} s still no {what}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
+    program = os.environ.get("BROWSER_PROGRAM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if not program:
+        pytest.skip(f"no browser here: install one of {', '.join(NAMES)}, or set BROWSER_PROGRAM to its path")
+    is_root = getattr(os, "geteuid", lambda: 1)() == 0  # root has no sandbox
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if is_root else [])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A fresh browser of a laptop's size, which knows no token."""
+    context = browser.new_context(viewport=WINDOW)
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory):
+    """JupyterLab as `make lab` starts it, on copies with quick parameters: its address, token and folder.
+
+    It is ended as a person ends it, and must leave no process behind.
+    """
+    folder = tmp_path_factory.mktemp("lab")
+    mine, runtime = folder / "mine", folder / "runtime"
+    mine.mkdir()
+    for path in (HOME / "notebooks").glob("[0-9]*.ipynb"):
+        with_quick_parameters(path, mine / path.name)
+    solved = mine / "01_train_two_mlps.ipynb"
+    teach.student_copy(solved, mine / "student.ipynb")
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_RUNTIME_DIR": str(runtime)}
+    root = ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    settings = ["--no-browser", "--LabApp.expose_app_in_browser=True", "--port=0", *root]
+    call = [sys.executable, "-m", "paramarket", "lab", "--folder", str(mine), *settings]
+    log = folder / "log.txt"
+    with log.open("w") as written:
+        server = subprocess.Popen(
+            call, env=environment, stdin=subprocess.DEVNULL, stdout=written, stderr=written, start_new_session=True
+        )
+    try:
+        token = r"http://127\.0\.0\.1:\d+/lab\?token=\w+"
+        link = until(lambda: re.search(token, log.read_text()) or server.poll(), "address of JupyterLab")
+        assert isinstance(link, re.Match), log.read_text()
+        address = urlsplit(link[0])
+        yield f"http://{address.netloc}", address.query.removeprefix("token="), mine
+        for _ in range(2):
+            os.killpg(server.pid, signal.SIGINT)  # Ctrl-C, twice
+        assert server.wait(60) == 0, log.read_text()
+        until(lambda: not processes_about(runtime), "end of all kernels", 20)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(30)
+
+
+def processes_about(folder):
+    """The command lines of processes that name a folder; nothing where there is no /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_text()
+        except OSError:  # it has just ended
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def with_quick_parameters(path, copy):
+    """A copy of a notebook with its quick parameters written into the parameters cell, as a person would."""
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
+    for node in ast.parse(cell.source).body:
+        name = node.target.id
+        if name in QUICK[path.stem]:
+            at = node.lineno - 1
+            lines[at] = f"{name}: {ast.unparse(node.annotation)} = {QUICK[path.stem][name]!r}"
+    cell.source = "\n".join(lines)
+    nbformat.write(notebook, copy)

@@ -1,0 +1,7 @@
+"""What the tests in a browser share: a laptop's window, where pictures are kept, how long anything may take."""
+
+from paramarket.__main__ import HOME
+
+WINDOW = {"width": 1366, "height": 768}
+SHOTS = HOME / "runs/browser"
+PATIENCE = 150_000  # milliseconds: what no step comes near on a quiet machine
