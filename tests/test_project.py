@@ -52,7 +52,8 @@ def test_the_conda_road_installs_the_same_list():
 
 def test_ci_runs_what_a_person_runs():
     script = (HOME / ".ci/run").read_text()
-    assert script.index("make test FULL=1") < script.index("make notebooks")
+    assert script.index("make test FULL=1") < script.index("make browser") < script.index("make notebooks")
+    assert "-m paramarket browser" in (HOME / "Makefile").read_text()
     assert "-m paramarket test $(if $(FULL),--full)" in (HOME / "Makefile").read_text()
     workflow = yaml.safe_load((HOME / ".github/workflows/ci.yml").read_text())
     steps = workflow["jobs"]["all"]["steps"]

@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+import uuid
 
 import nbformat
 import pytest
@@ -146,7 +147,10 @@ def test_without_the_token_there_is_no_page(tab, lab, query):
     assert "/login" in tab.url
     assert tab.locator(".jp-LabShell").count() == 0
     assert status(f"{address}/api/contents{query}") == 403
-    assert status(f"{address}/api/kernels/x/channels{query}", Upgrade="websocket", Connection="Upgrade") == 403
+    assert (
+        status(f"{address}/api/kernels/{uuid.uuid4()}/channels{query}", Upgrade="websocket", Connection="Upgrade")
+        == 403
+    )
 
 
 def test_with_the_token_there_is_one(lab):

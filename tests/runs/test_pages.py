@@ -1,3 +1,4 @@
+import html
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from paramarket.__main__ import HOME
 from paramarket.runs.pages import _WIDGET as WIDGET
-from paramarket.runs.pages import headline_figure, page, title_of
+from paramarket.runs.pages import figure_words, headline_figure, page, title_of
 
 NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9]*.ipynb"))
 SOLUTION = "def f(x):\n    ### BEGIN SOLUTION\n    return x\n    ### END SOLUTION"
@@ -92,9 +93,40 @@ def test_the_headline_figure_is_the_tagged_one_or_else_the_last():
         outputs = [new_output("display_data", data={"image/png": picture})]
         return new_code_cell("x", metadata={"tags": list(tags)}, outputs=outputs)
 
-    assert headline_figure(new_notebook(cells=[cell("a"), cell("b\n")])) == "b"
-    assert headline_figure(new_notebook(cells=[cell("a", ["headline"]), cell("b")])) == "a"
-    assert headline_figure(new_notebook(cells=CELLS)) == ""
+    assert headline_figure(new_notebook(cells=[cell("a"), cell("b\n")])).png == "b"
+    assert headline_figure(new_notebook(cells=[cell("a", ["headline"]), cell("b")])).png == "a"
+    assert headline_figure(new_notebook(cells=CELLS)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ('axes.set(xlabel="loss in nats", title="The loss falls")', "The loss falls"),
+        ('title = f"Half-way the loss is {x:.2f} nats"\naxes.set(title=title)', "Half-way the loss is … nats"),
+        ('plot.headline(grid.figure, "All of them gain")', "All of them gain"),
+        ('plot.image_row(x, names, "The ten " "kinds")', "The ten kinds"),
+        ('a.set_title("On A\'s parts")\nb.set_title("On B\'s parts")', "On A's parts. On B's parts"),
+        ('plot.percent(axis, "x")\nprint("no title here")', ""),
+        ('grid.set_titles("{col_name} points")\naxes.set(title="Two\\nlines")', "Two lines"),
+        ("%matplotlib inline", ""),
+        ("", ""),
+    ],
+)
+def test_a_figure_is_told_in_the_words_of_its_title(source, words):
+    assert figure_words(source) == words
+
+
+def test_every_figure_of_a_page_has_words_its_title_or_its_section():
+    picture = new_output("display_data", data={"image/png": "YQ==", "text/plain": "<Figure>"})
+    cells = [
+        new_markdown_cell("# Why?"),
+        new_code_cell("draw()", outputs=[picture]),
+        new_markdown_cell('## 1 · "Far" & near\n```\n# code\n```'),
+        new_code_cell("draw()", outputs=[picture]),
+        new_code_cell("axes.set(title='A < B by far')", outputs=[picture]),
+    ]
+    texts = re.findall(r"""alt=("[^"]*"|'[^']*')""", page(new_notebook(cells=cells), "Why?"))
+    assert [html.unescape(text[1:-1]) for text in texts] == ["Figure: Why?", 'Figure: 1 · "Far" & near', "A < B by far"]
 
 
 def test_a_title_is_the_first_one():

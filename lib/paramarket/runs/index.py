@@ -32,8 +32,9 @@ _INDEX = """\
 {% endfor %}
 </table></details>
 {% endif %}
-{% if entry.figure %}
-<a href="{{ entry.link }}"><img alt="headline figure" src="data:image/png;base64,{{ entry.figure }}"></a>
+{% if entry.figure.png %}
+<a href="{{ entry.link }}"><img alt="{{ entry.figure.words or 'Figure: ' ~ entry.title }}"
+src="data:image/png;base64,{{ entry.figure.png }}"></a>
 {% endif %}
 <p><a href="{{ entry.link }}">Read the notebook</a>.
 It ran for {{ "%.1f" | format(entry.seconds / 60) }} minutes.</p>
@@ -117,7 +118,7 @@ def small_figure(path: Path | str) -> bytes:
     import nbformat
     from PIL import Image
 
-    figure = headline_figure(nbformat.read(path, as_version=4))
+    figure = headline_figure(nbformat.read(path, as_version=4)).png
     if not figure:
         raise DataError(f"{path} shows no figure: was it executed?")
     picture = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGB")

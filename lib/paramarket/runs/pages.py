@@ -1,13 +1,15 @@
 """One executed notebook as a page that needs no network: it opens from file://."""
 
+import ast
 import html
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 # nbformat, nbconvert and what else makes pages is imported in the functions that need it: every notebook imports
 # `runs`, too, and should not wait for what it never uses
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_PNG = "image/png"
 _MATH = re.compile(  # as JupyterLab reads it: a formula in a line of text may go on in the next line
     r"""(?P<code> ```.*?``` | `[^`\n]*` )
     | \$\$ (?P<block> .+? ) \$\$
@@ -56,20 +58,61 @@ def page(notebook: dict[str, Any], title: str) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.from_dict(notebook)
+    section = title
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            section = _last_heading(cell.source) or section
             cell.source = _MATH.sub(_mathml, cell.source)
         else:
             cell.outputs = [output for output in cell.outputs if not _is_live(output)]
+            for output in cell.outputs:
+                if _PNG in output.get("data", {}):
+                    output.setdefault("metadata", {})[_PNG] = {"alt": figure_words(cell.source) or f"Figure: {section}"}
     exporter = HTMLExporter(raw_template=_FOLD_SOLUTIONS, exclude_input_prompt=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(notebook)
-    body = body.replace('alt="No description has been provided for this image"', 'alt="figure: see the text around it"')
     return document(title, f'<nav><a href="index.html">All notebooks</a></nav>{body}')
 
 
 def _is_live(output: dict[str, Any]) -> bool:
     """Whether an output means nothing on a page: a progress bar, a widget."""
     return output.get("name") == "stderr" or _WIDGET in output.get("data", {})
+
+
+def _last_heading(text: str) -> str:
+    """The last title of a cell of text, or nothing: what stands behind a # in a line of code is none."""
+    return (re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M) or [""])[-1]
+
+
+def figure_words(source: str) -> str:
+    """What a figure says in words, for those who cannot see it: the title that its cell gives it, or nothing.
+
+    Our titles state the point. A title is what is handed on as `title=`, put into a variable of that name, or the last
+    text of a call of `plot`; a number that only the run knows is left out: "Half-way the loss is … nats".
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # of IPython's own: %matplotlib
+        return ""
+    titles = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "title":
+            titles.append(node.value)
+        elif isinstance(node, ast.Call):
+            titles += [keyword.value for keyword in node.keywords if keyword.arg == "title"]
+            if re.match(r"plot\.|draw_|.*(set_|sup|plt\.)title$", ast.unparse(node.func)):
+                titles += node.args[-1:]
+    found = [" ".join(_words(title).split()) for title in titles]
+    found = [words for words in found if " " in words]
+    return ". ".join(dict.fromkeys(found))
+
+
+def _words(node: ast.expr) -> str:
+    """The text that an expression of Python is, as far as it can be read there."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_words(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return ""
 
 
 def _mathml(match: re.Match) -> str:
@@ -94,15 +137,23 @@ def title_of(notebook: Any) -> str:
     return ""
 
 
-def headline_figure(notebook: Any) -> str:
-    """The picture of the cell tagged `headline`, or else the last one; base64, or nothing."""
-    headline, last = "", ""
+class Picture(NamedTuple):
+    """A figure: the bytes of a PNG file as base64, and what it says in words; both empty if there is none."""
+
+    png: str
+    words: str
+
+
+def headline_figure(notebook: Any) -> Picture:
+    """The picture of the cell tagged `headline`, or else the last one."""
+    last = Picture("", "")
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            last = output.get("data", {}).get("image/png", last)
-            if "headline" in cell.metadata.get("tags", []):
-                headline = headline or output.get("data", {}).get("image/png", "")
-    return (headline or last).strip()
+            if _PNG in output.get("data", {}):
+                last = Picture(output["data"][_PNG].strip(), figure_words(cell.source))
+                if "headline" in cell.metadata.get("tags", []):
+                    return last
+    return last
 
 
 def document(title: str, body: str) -> str:
