@@ -150,6 +150,14 @@ def test_nothing_that_a_run_leaves_is_committed(path):
 
 
 @each
+def test_a_notebook_is_committed_as_strip_leaves_it(path, tmp_path):
+    """In the form that JupyterLab writes, so that opening one adds nothing but the version of Python."""
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    runs.strip(tmp_path / path.name)
+    assert (tmp_path / path.name).read_text() == path.read_text()
+
+
+@each
 def test_the_title_is_a_question_and_the_frame_is_there(path):
     first, *rest = [cell.source for cell in cells(path) if cell.cell_type == "markdown"]
     assert re.match(rf"# {path.stem[:2]} · .+\?\n", first)

@@ -470,6 +470,16 @@ def check() -> None:
 
 
 @cli.command()
+@some_notebooks
+def strip(chosen: Sequence[Path]) -> None:
+    """Take outputs and what else a run leaves out of notebooks (default: all), before they are committed."""
+    from paramarket import runs
+
+    for path in _chosen_or_all(chosen):
+        runs.strip(path)
+
+
+@cli.command()
 def results() -> None:
     """Write RESULTS.md from the latest full run: every answer, and every claim with its number and verdict."""
     from paramarket import base, runs

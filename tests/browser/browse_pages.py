@@ -12,7 +12,8 @@ from paramarket.__main__ import HOME
 
 RUN = ["01_train_two_mlps", "06_price_the_gain", "09_should_we_trade"]
 TOO_WIDE = """() => Array.from(document.querySelectorAll('img, table, math, h1, h2, p')).filter(
-    each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(each => each.outerHTML)"""
+    each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+).map(each => each.outerHTML)"""
 
 
 @pytest.fixture(scope="module")

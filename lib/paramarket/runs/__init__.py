@@ -8,6 +8,7 @@ from paramarket.runs.pages import GENERATOR
 from paramarket.runs.parameters import Check, ascending, check_parameters, file, folder, number, odd
 from paramarket.runs.records import MIME, environment, read, record
 from paramarket.runs.results import results_table
+from paramarket.runs.strip import strip
 from paramarket.runs.sweep import Point, RunOutcome, execute, failed_path, run_point
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "results_table",
     "run_point",
     "small_figure",
+    "strip",
 ]
