@@ -196,6 +196,19 @@ def test_where_nothing_is_sold_no_clause_speaks_of_a_price():
     assert [clause["name"] for clause in sheet["clauses"]] == ["No sale"]
 
 
+def test_the_style_of_a_sheet_is_its_own_and_changes_no_page_around_it():
+    """A notebook shows the sheet within itself, and so does its page: a rule for `body` or `table` would be theirs."""
+    template = SCHEMA.with_suffix(".html").read_text()
+    style = template[template.index("<style>") : template.index("</style>")].removeprefix("<style>")
+    rules = [
+        line.removeprefix("@media screen { ") for line in style.strip().splitlines() if not line.startswith("@page")
+    ]
+    selectors = [each for rule in rules for part in re.findall(r"([^{}]+)\{", rule) for each in part.split(",")]
+    assert len(selectors) > 15
+    assert selectors[0].strip() == "body:has(> .sheet)"  # a page that is a sheet and nothing else
+    assert all(each.strip().startswith(".sheet") for each in selectors[1:]), selectors
+
+
 ATTACK = "<script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;</style>"
 
 
