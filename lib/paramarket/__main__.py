@@ -490,13 +490,18 @@ def results() -> None:
 
 @cli.command()
 def figures() -> None:
-    """Write the README's pictures, the verdict's and one an act, into docs/ from the latest full run."""
+    """Write the README's pictures into docs/, from the latest full run; that of the term sheet where Chromium is."""
     from paramarket import base, runs
 
-    for path in _latest_full_run():
-        if path.stem in SHOWN:
-            with base.atomic(HOME / f"docs/{path.stem}.png") as beside:
-                beside.write_bytes(runs.small_figure(path))
+    pictures = {path.stem: runs.small_figure(path) for path in _latest_full_run() if path.stem in SHOWN}
+    browser = runs.find_browser()
+    if browser:
+        pictures["term_sheet"] = runs.small_term_sheet(_latest_full_run()[-1], browser)
+    else:
+        click.echo("docs/term_sheet.png stays as it is: no Chromium here.", err=True)
+    for name, picture in pictures.items():
+        with base.atomic(HOME / f"docs/{name}.png") as beside:
+            beside.write_bytes(picture)
 
 
 @cli.command()

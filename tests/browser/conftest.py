@@ -6,7 +6,6 @@ Pictures of what was seen lie in runs/browser, for a person to look at.
 import ast
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +18,10 @@ import pytest
 import yaml
 from laptop import PATIENCE, WINDOW
 
-from paramarket import teach
+from paramarket import runs, teach
 from paramarket.__main__ import HOME
 
 QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def until(condition, what, seconds=120):
@@ -40,9 +38,9 @@ def until(condition, what, seconds=120):
 @pytest.fixture(scope="session")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
-    program = os.environ.get("BROWSER_PROGRAM") or next(filter(None, map(shutil.which, NAMES)), None)
+    program = runs.find_browser()
     if not program:
-        pytest.skip(f"no browser here: install one of {', '.join(NAMES)}, or set BROWSER_PROGRAM to its path")
+        pytest.skip("no browser here: install Chromium or Chrome, or set BROWSER_PROGRAM to its path")
     is_root = getattr(os, "geteuid", lambda: 1)() == 0  # root has no sandbox
     with api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if is_root else [])

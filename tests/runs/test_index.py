@@ -1,15 +1,11 @@
-import base64
 import html
-import io
 import os
 import re
 from urllib.parse import unquote, urlsplit
 
 import nbformat
-import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
 
 from paramarket import errors, runs
 
@@ -109,23 +105,10 @@ def test_a_notebook_that_never_started_still_has_its_place(tmp_path):
     assert "claims in all" not in index
 
 
-def test_a_small_figure_is_the_headline_in_fewer_bytes(tmp_path):
-    across = np.linspace(0, 255, 400).astype("uint8")
-    drawn = np.stack([np.tile(across, (300, 1)), np.tile(across[::-1], (300, 1)), np.tile(across, (300, 1))], axis=-1)
-    drawn[::7] = 255
-    picture = io.BytesIO()
-    Image.fromarray(drawn).convert("RGBA").save(picture, format="png", compress_level=0)
-    outcome(tmp_path, "a", picture=base64.b64encode(picture.getvalue()).decode())
-    small = runs.small_figure(tmp_path / "a.ipynb")
-    assert len(small) < len(picture.getvalue()) / 4
-    again = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
-    assert np.abs(again - drawn).mean() < 4
-
-
-def test_a_notebook_without_a_figure_has_no_small_one(tmp_path):
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# 01 · Why?")]), tmp_path / "a.ipynb")
-    with pytest.raises(errors.DataError, match="shows no figure: was it executed"):
-        runs.small_figure(tmp_path / "a.ipynb")
+def links(index):
+    """Where a browser would go, for each link of a page."""
+    found = re.findall(r'href="([^"]*)"', index)
+    return [unquote(urlsplit(html.unescape(link)).path, errors="surrogateescape") for link in found]
 
 
 NAMES = [
@@ -145,12 +128,6 @@ NAMES = [
     "a;b=c",
 ]
 NAMES += ["'quoted'", 'say "hi"', "<b>", "back\\slash", "~x", "-n", "{{ 7 }}", "x" * 240]
-
-
-def links(index):
-    """Where a browser would go, for each link of a page."""
-    found = re.findall(r'href="([^"]*)"', index)
-    return [unquote(urlsplit(html.unescape(link)).path, errors="surrogateescape") for link in found]
 
 
 def test_any_name_gives_a_link_to_its_own_page(tmp_path):

@@ -3,9 +3,10 @@
 from paramarket.runs.cache import cached
 from paramarket.runs.claims import claim
 from paramarket.runs.formats import format_interval, format_number
-from paramarket.runs.index import build_pages, small_figure
+from paramarket.runs.index import build_pages
 from paramarket.runs.pages import GENERATOR
 from paramarket.runs.parameters import Check, ascending, check_parameters, file, folder, number, odd
+from paramarket.runs.pictures import find_browser, small_figure, small_term_sheet
 from paramarket.runs.records import MIME, environment, read, record
 from paramarket.runs.results import results_table
 from paramarket.runs.strip import strip
@@ -26,6 +27,7 @@ __all__ = [
     "execute",
     "failed_path",
     "file",
+    "find_browser",
     "folder",
     "format_interval",
     "format_number",
@@ -36,5 +38,6 @@ __all__ = [
     "results_table",
     "run_point",
     "small_figure",
+    "small_term_sheet",
     "strip",
 ]

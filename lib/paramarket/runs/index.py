@@ -1,7 +1,5 @@
-"""The results of many notebooks as a site: an index that answers, a page each, results.md; pictures for the README."""
+"""The results of many notebooks as a site: an index that answers, a page each, results.md."""
 
-import base64
-import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,23 +106,6 @@ def _executed(outcome: RunOutcome) -> tuple[Path, Any]:
         return path, nbformat.read(path, as_version=4)
     except Exception:
         return path, nbformat.v4.new_notebook()
-
-
-def small_figure(path: Path | str) -> bytes:
-    """The headline figure of an executed notebook as a PNG file of 128 colours: a third of the bytes.
-
-    Raises DataError if the notebook shows no figure.
-    """
-    import nbformat
-    from PIL import Image
-
-    figure = headline_figure(nbformat.read(path, as_version=4)).png
-    if not figure:
-        raise DataError(f"{path} shows no figure: was it executed?")
-    picture = Image.open(io.BytesIO(base64.b64decode(figure))).convert("RGB")
-    small = io.BytesIO()
-    picture.quantize(128).save(small, format="png", optimize=True)
-    return small.getvalue()
 
 
 def _write(path: Path, text: str) -> None:
