@@ -4,15 +4,19 @@ Commands import what they need when they run: papermill and nbconvert take secon
 """
 
 import os
+import re
 import reprlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -136,7 +140,13 @@ class _Loader(yaml.SafeLoader):
     """Refuses what YAML allows and nobody means: a name twice, of which the last would win, and anchors.
 
     Ten anchors, each ten times the one before, are a list of ten billion entries.
+    Numbers are those of YAML 1.2: 1e-3 is one, and 1:30 is a text, not ninety.
     """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -150,6 +160,13 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
         return super().construct_mapping(node, deep)
+
+
+_SIGNED = list("-+.0123456789")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), _SIGNED)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"), _SIGNED
+)
 
 
 def _written_before(out: Path) -> list[str]:
@@ -172,6 +189,188 @@ def _report(outcomes: Sequence, out: Path) -> None:
     for outcome in failed:
         click.echo(f"FAILED {outcome.point.notebook.name}: {outcome.error}", err=True)
     sys.exit(bool(failed))
+
+
+@cli.command()
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--grid", "grids", multiple=True, metavar="NAME=VALUES", help="64,128 or 0:5 (0 to 4) or [1,2],[3].")
+@click.option("--set", "fixed", multiple=True, metavar="NAME=VALUE", help="The same for all points.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the points and their table.  [default: runs/sweeps/NOTEBOOK]",
+)
+@click.option("--workers", type=click.IntRange(1), help="Points at a time, one thread each.  [default: all cores]")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a running dask scheduler, tcp://host:8786 say.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=600, show_default=True, help="Limit for one point, in seconds."
+)
+@click.option("--retry", is_flag=True, help="Run points again that failed before.")
+@click.option("--part", metavar="K/N", help="Only every N-th point, from the K-th: one of N jobs. Writes no table.")
+def sweep(
+    notebook: Path,
+    grids: Sequence[str],
+    fixed: Sequence[str],
+    out: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float,
+    retry: bool,
+    part: str | None,
+) -> None:
+    """Run a notebook once for every combination of parameters, here or on a cluster; go on where it stopped.
+
+    Finished points never run again: stop it, start it again, let the grid grow.
+    """
+    if workers and scheduler:
+        raise ParameterError("--workers is for this machine, --scheduler for another: give one of the two.")
+    first, step = _part(part) if part else (1, 1)
+    grid = {name: _read_list(name, text) for name, text in _by_name("--grid", grids)}
+    parameters = {name: _read_value(name, text) for name, text in _by_name("--set", fixed)}
+    from paramarket import runs
+
+    out = (out or HOME / "runs/sweeps" / notebook.stem).resolve()
+    points = runs.points(notebook, grid, out, parameters=parameters, timeout=timeout)[first - 1 :: step]
+    told = []
+    try:
+        with (
+            _executor(workers or os.cpu_count(), scheduler) as executor,
+            closing(runs.execute(points, executor, retry=retry)) as outcomes,
+        ):
+            for outcome in _tell_progress(outcomes, len(points)):
+                told.append(outcome)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped with {len(told)} of {len(points)} points done: the same command goes on.", err=True)
+        sys.exit(130)
+    _report_sweep(told, grid, out, retry)
+    if not part:
+        _keep_table(out, grid)
+    sys.exit(any(outcome.error for outcome in told))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def gather(folder: Path) -> None:
+    """Write what a sweep has found so far into its folder, as table.csv and table.parquet."""
+    _keep_table(folder, ())
+
+
+def _by_name(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, text) of every NAME=TEXT; no name twice."""
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ParameterError(f"{option} {word}: expected NAME=VALUE, width=64 say.")
+        if name in found:
+            raise ParameterError(f"{option} {word}: {name} stands there twice.")
+        found[name] = text
+    return list(found.items())
+
+
+def _read_value(name: str, text: str) -> Any:
+    """A value from the command line, written as in YAML; nothing is the empty text."""
+    try:
+        return yaml.load(text, _Loader) if text.strip() else ""
+    except Exception as error:  # yaml has its own; a thousand brackets end in Python's
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ParameterError(f"{name}={text} cannot be read as YAML ({why}).") from error
+
+
+def _read_list(name: str, text: str) -> list[Any]:
+    """Values with commas between; a:b stands for the whole numbers from a to b, without b, as in Python."""
+    values = []
+    for value in _read_value(name, f"[{text}]"):
+        ends = re.fullmatch(r"(-?\d+):(-?\d+)", value) if isinstance(value, str) else None
+        if ends and int(ends[1]) >= int(ends[2]):
+            raise ParameterError(f"{name}={text}: {value} is no range: the second number must be the larger one.")
+        values.extend(range(int(ends[1]), int(ends[2])) if ends else [value])
+    return values
+
+
+def _part(text: str) -> tuple[int, int]:
+    """K and N of K/N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ParameterError(f"--part {text}: expected K/N, K from 1 to N: 3/50 say.")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
+    """Threads that wait for processes on this machine, or a dask scheduler that is running somewhere."""
+    if scheduler is None:
+        with ThreadPoolExecutor(workers) as executor:
+            yield executor
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        raise ParameterError("--scheduler needs dask.distributed: pip install 'paramarket[cluster]'.") from error
+    try:
+        client = distributed.Client(scheduler, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"--scheduler {scheduler}: no dask scheduler answers there ({error}).") from error
+    with client:
+        yield client.get_executor(pure=False, retries=3)
+
+
+def _tell_progress(outcomes: Iterable, count: int) -> Iterator:
+    """Pass outcomes on, and tell how many are done, failed and left, and for how long: a bar in a terminal, or lines.
+
+    A line comes twice a minute at most: what a job on a cluster writes is read in a file.
+    """
+    start = said = time.monotonic()
+    done = failed = ran = 0
+    bar = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=count, unit="point", smoothing=0)
+    for outcome in outcomes:
+        done, failed, ran = done + 1, failed + bool(outcome.error), ran + outcome.ran
+        if bar is not None:
+            bar.initial += not outcome.ran  # what was there takes no time, and tells nothing of what is left
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+        elif time.monotonic() - said > 30:
+            said = time.monotonic()
+            minutes = (said - start) / max(ran, 1) * (count - done) / 60
+            left = f"{count - done} left, about {minutes:.0f} minutes"
+            click.echo(f"{done} of {count} done, {failed} failed, {left}", err=True)
+        yield outcome
+    if bar is not None:
+        bar.close()
+
+
+def _report_sweep(outcomes: Sequence, grid: Iterable[str], out: Path, retry: bool) -> None:
+    """How many ran, were there, failed, and why the first of those did."""
+    ran = [outcome for outcome in outcomes if outcome.ran and not outcome.error]
+    there = [outcome for outcome in outcomes if not outcome.ran and not outcome.error]
+    failed = [outcome for outcome in outcomes if outcome.error]
+    click.echo(f"{len(ran)} points ran, {len(there)} were there already, {len(failed)} failed, in {out}")
+    for outcome in failed[:3]:
+        which = ", ".join(f"{name}={outcome.point.parameters[name]}" for name in grid)
+        click.echo(f"FAILED {which or outcome.point.hash}: {outcome.error}", err=True)
+    if len(failed) > 3:
+        click.echo(f"… and {len(failed) - 3} more, see the column `error`.", err=True)
+    if not retry and any(not outcome.ran for outcome in failed):
+        click.echo("Some failed before and were left alone: --retry runs them again.", err=True)
+
+
+def _keep_table(out: Path, grid: Iterable[str]) -> None:
+    """Write the table of a sweep, and say how to draw it."""
+    from paramarket import runs
+
+    table = runs.write_table(out)
+    click.echo(f"{len(table)} rows in {out / 'table.parquet'} and table.csv")
+    results = [name for name in table if f"{name}_low" in table and f"{name}_high" in table]
+    if results:
+        varied = sorted(grid, key=lambda name: name == "seed") or ["seed"]  # an axis is seldom a seed
+        hue = f", hue={varied[1]!r}" if len(varied) > 1 and varied[1] != "seed" else ""
+        click.echo("A figure, say, after `import pandas as pd, seaborn as sns`:")
+        click.echo(f"    table = pd.read_parquet({str(out / 'table.parquet')!r})")
+        click.echo(f"    sns.pointplot(table, x={varied[0]!r}, y={results[0]!r}{hue})")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

@@ -2,7 +2,9 @@
 
 from paramarket.runs.cache import cached
 from paramarket.runs.claims import claim
+from paramarket.runs.folders import failed_path
 from paramarket.runs.formats import format_interval, format_number
+from paramarket.runs.grids import Point, points
 from paramarket.runs.index import build_pages
 from paramarket.runs.pages import GENERATOR
 from paramarket.runs.parameters import Check, ascending, check_parameters, file, folder, number, odd
@@ -10,7 +12,8 @@ from paramarket.runs.pictures import find_browser, small_figure, small_term_shee
 from paramarket.runs.records import MIME, environment, read, record
 from paramarket.runs.results import results_table
 from paramarket.runs.strip import strip
-from paramarket.runs.sweep import Point, RunOutcome, execute, failed_path, run_point
+from paramarket.runs.sweep import RunOutcome, execute, run_point
+from paramarket.runs.tables import gather, write_table
 
 __all__ = [
     "GENERATOR",
@@ -31,8 +34,10 @@ __all__ = [
     "folder",
     "format_interval",
     "format_number",
+    "gather",
     "number",
     "odd",
+    "points",
     "read",
     "record",
     "results_table",
@@ -40,4 +45,5 @@ __all__ = [
     "small_figure",
     "small_term_sheet",
     "strip",
+    "write_table",
 ]

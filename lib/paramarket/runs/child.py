@@ -17,9 +17,11 @@ from pathlib import Path
 sys.modules["rfc3987_syntax"] = None  # as if it were not installed
 
 import papermill  # noqa: E402
+from nbclient.exceptions import DeadKernelError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+KERNEL_DIED = 75  # the exit code that says so: a run worth another try
 
 
 def run_notebook(notebook: str, output: str, parameters: dict, row: int | None) -> None:
@@ -32,7 +34,8 @@ def run_notebook(notebook: str, output: str, parameters: dict, row: int | None) 
             settings = kernel_settings(folder)
             papermill.execute_notebook(notebook, output, parameters, progress_bar=progress, config=settings)
     except Exception as error:  # whatever stopped it, dead kernels too: one line here, the parent names the cell
-        sys.exit(f"{notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
+        print(f"{notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
+        sys.exit(KERNEL_DIED if isinstance(error, DeadKernelError) else 1)
 
 
 def kernel_settings(folder: str) -> Config:
@@ -43,7 +46,10 @@ def kernel_settings(folder: str) -> Config:
 
 
 def end_with_parent(parent: int) -> None:
-    """Do not outlive a killed worker: Linux ends this process when its parent dies."""
+    """Do not outlive a killed worker: Linux ends this process when its parent dies.
+
+    More exactly, when the thread that started it ends: that thread waits for it, so it cannot end before.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before we asked

@@ -8,10 +8,11 @@ from urllib.parse import quote
 from paramarket.base import atomic
 from paramarket.errors import DataError
 from paramarket.runs.claims import count_verdicts, granted_by_chance, shown_number
+from paramarket.runs.folders import failed_path
 from paramarket.runs.pages import document, fill, headline_figure, page, title_of
 from paramarket.runs.records import read
 from paramarket.runs.results import results_list
-from paramarket.runs.sweep import RunOutcome, failed_path
+from paramarket.runs.sweep import RunOutcome
 
 _PLAIN = " !$&'()*+,;=<>@[]^`{|}~"  # in a link these stand for themselves; a #, ?, % or : would not
 _INDEX = """\

@@ -182,7 +182,7 @@ def _complaints(declared: Mapping[str, str], values: Mapping[str, Any], allowed:
     for name, annotation in declared.items():
         if name in allowed:
             checks[name] = allowed[name] if isinstance(allowed[name], Check) else Check(allowed[name])
-            complaint = _wrong_check(name, declared, checks[name]) or _wrong_type(name, annotation, values[name])
+            complaint = _wrong_check(name, declared, checks[name]) or wrong_type(name, annotation, values[name])
             if complaint:
                 wrong_types[name] = complaint
 
@@ -231,9 +231,11 @@ def _can_check(kind: str, each: Any) -> bool:
     return is_pair and each[0] <= each[1]
 
 
-def _wrong_type(name: str, annotation: str, value: Any) -> str:
-    """What is wrong with the type of one value; empty if nothing is."""
+def wrong_type(name: str, annotation: str, value: Any) -> str:
+    """What is wrong with the type of one value; empty if nothing is, or if it is a type that we know nothing of."""
     kind = _kind(annotation)
+    if kind not in _TYPES:
+        return ""
     items = [value]
     if annotation.startswith("list["):
         if not isinstance(value, list) or not value:

@@ -136,10 +136,18 @@ def read(path: Path | str) -> dict[str, Any]:
     Raises DataError if the notebook holds none, or a damaged one.
     """
     try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no readable notebook ({error}).") from error
+    return record_of(notebook, path)
+
+
+def record_of(notebook: Any, path: Path | str) -> dict[str, Any]:
+    """The record within what an executed notebook's file holds; `path` is for errors only."""
+    try:
+        outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
         records = [output[MIME] for output in outputs if MIME in output]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no readable notebook ({error}).") from error
     if not records:
         raise DataError(f"{path} holds no record: was it executed to its end?")
