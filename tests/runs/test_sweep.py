@@ -15,6 +15,7 @@ import torch
 from paramarket import runs
 from paramarket.errors import ParameterError
 from paramarket.runs import sweep
+from paramarket.runs.inspection import Declared, declared_parameters, taken
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def test_a_kernel_that_dies_is_named_with_its_cell(notebook, tmp_path):
     dying.cells[2].source = "import os\nos._exit(9)"
     nbformat.write(dying, tmp_path / "dying.ipynb")
     outcome = runs.run_point(runs.Point(tmp_path / "dying.ipynb", tmp_path / "out.ipynb", timeout=60))
-    assert outcome.error == "cell [3]: the process ended with code 1"
+    assert outcome.error == "cell [3]: its kernel died"
+    assert outcome.killed
     assert not (tmp_path / "out.ipynb").exists()
     assert (tmp_path / "out.failed.ipynb").exists()
 
@@ -88,8 +90,7 @@ def test_two_points_never_share_an_output_nor_replace_a_notebook(notebook, tmp_p
 
 @pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)], ids=repr)
 def test_numbers_of_numpy_and_torch_may_be_parameters(notebook, value):
-    sweep._check_parameters(notebook, {"value": value}, sweep._parameters_of(notebook))
-    assert sweep._to_json({"value": value, "rest": np.arange(2)}) == '{"value": 3, "rest": [0, 1]}'
+    assert repr(taken(notebook, "value", value, declared_parameters(notebook))) == "3"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +103,13 @@ def test_numbers_of_numpy_and_torch_may_be_parameters(notebook, value):
         ({"value": object()}, r"value = <object.*give numbers, texts or lists"),
         ({"value": {1}}, r"value = \{1\}: give numbers, texts or lists"),
         ({1: 1}, r"unknown parameter 1\."),
+        ({"value": 1.5}, r"square\.ipynb: value = 1\.5 is of type float, expected int"),
+        ({"value": True}, r"value = True is of type bool, expected int"),
     ],
 )
 def test_parameters_of_the_wrong_kind_are_refused_by_name(notebook, parameters, message):
     with pytest.raises(ParameterError, match=message):
-        sweep._check_parameters(notebook, parameters, {"value": {}})
+        sweep._check_parameters(notebook, parameters, {"value": Declared("int", "1")})
 
 
 def test_a_dead_worker_is_an_outcome(notebook, tmp_path):
@@ -121,18 +124,11 @@ def test_a_dead_worker_is_an_outcome(notebook, tmp_path):
 
 def test_a_notebook_is_read_once_however_many_points_it_has(notebook, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(sweep, "_parameters_of", lambda path: read.append(path) or {"value": {}})
+    monkeypatch.setattr(sweep, "declared_parameters", lambda path: read.append(path) or {"value": Declared("int", "1")})
     points = [runs.Point(notebook, tmp_path / "same.ipynb", {"value": value}) for value in range(3)]
     with ThreadPoolExecutor(1) as executor, pytest.raises(ParameterError, match="two points write the same output"):
         list(runs.execute(points, executor))
     assert read == [notebook]
-
-
-def alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
@@ -146,6 +142,6 @@ def test_a_child_does_not_outlive_a_killed_worker(notebook, tmp_path):
     (child,) = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    while alive(child) and time.monotonic() < until:
+    while notebooks.alive(child) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not alive(child)
+    assert not notebooks.alive(child)

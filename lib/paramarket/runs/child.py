@@ -4,6 +4,7 @@ It imports papermill and nothing of paramarket, so no torch: only the notebook's
 
 On its way papermill imports jsonschema, which builds the grammar of international addresses (RFC 3987) if it finds the
 package for it: more than a second, four times the rest, in every run of a sweep. No notebook holds such an address.
+And it imports pyarrow, and so numpy, in case a notebook lies in a Hadoop file system.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.modules["rfc3987_syntax"] = None  # as if it were not installed
+sys.modules["pyarrow"] = None
 
 import papermill  # noqa: E402
 from nbclient.exceptions import DeadKernelError  # noqa: E402

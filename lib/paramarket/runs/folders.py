@@ -73,9 +73,7 @@ def open_folder(folder: Path, points: Sequence[Point]) -> Path:
         if point.notebook != notebook:
             raise ParameterError(f"{folder} is for one notebook, got {notebook.name} and {point.notebook.name}.")
         if point.hash != point_hash(origin, point.parameters):
-            raise ParameterError(
-                f"{notebook.name} or the library changed since these points were made: make them anew."
-            )
+            raise ParameterError(f"{notebook.name} or the library changed since these points were made: make new ones.")
     known = read_description(folder) if (folder / DESCRIPTION).exists() else {"sweeps": []}
     for name, now in {"notebook": notebook.name, **origin}.items():
         before = known.get(name, now)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paramarket import __version__
 from paramarket.base import check_list
 from paramarket.errors import ParameterError
@@ -34,7 +36,7 @@ class Point:
 
 def points(
     notebook: Path | str,
-    grid: Mapping[str, Sequence[Any]],
+    grid: Mapping[str, Sequence[Any] | np.ndarray],
     folder: Path | str,
     *,
     parameters: Mapping[str, Any] | None = None,
@@ -64,7 +66,7 @@ def points(
     return made
 
 
-def _distinct(notebook: Path, name: str, values: Sequence[Any], declared: Mapping[str, Any]) -> list[Any]:
+def _distinct(notebook: Path, name: str, values: Sequence[Any] | np.ndarray, declared: Mapping[str, Any]) -> list[Any]:
     """The values of one name as the notebook takes them; one that comes twice would be the same point twice."""
     check_list(f"the grid of {name}", values)
     found = [taken(notebook, name, value, declared) for value in values]

@@ -44,7 +44,7 @@ def default_values(declared: Mapping[str, Declared]) -> dict[str, Any]:
     return values
 
 
-def taken(notebook: Path | str, name: str, value: Any, declared: Mapping[str, Declared]) -> Any:
+def taken(notebook: Path | str, name: object, value: Any, declared: Mapping[str, Declared]) -> Any:
     """The value as Python's own numbers, texts and lists, if the notebook takes it: of a known name, of its type.
 
     A whole number for a float is that float. Raises ParameterError.
