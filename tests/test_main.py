@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from paramarket import runs
-from paramarket.__main__ import HOME, _bring_up_to_date, _read_parameters, cli
+from paramarket.__main__ import HOME, _bring_up_to_date, _read_list, _read_parameters, cli
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTEBOOK = HOME / "notebooks/01_train_two_mlps.ipynb"
@@ -339,3 +339,92 @@ def test_the_class_game_is_played_told_and_only_kept_when_asked(tmp_path, monkey
     rows = kept.read_text().splitlines()
     assert len(rows) == 1 + 2 * (9 + 4)
     assert all(row.endswith(",3") for row in rows[1:])
+
+
+def sweep(notebook, folder, *words):
+    return command("sweep", notebook, "--out", folder, "--workers", 2, *words)
+
+
+@pytest.mark.full
+def test_a_sweep_is_one_line_and_says_how_to_draw_what_it_found(tmp_path, monkeypatch):
+    notebook = notebooks.write(tmp_path / "square.ipynb", [*notebooks.CODE, notebooks.RECORD])
+    code, out, err = sweep(notebook, tmp_path / "out", "--grid", "value=1:3,99", "--set", "nap=1e-3")
+    assert code == 1
+    assert f"2 points ran, 0 were there already, 1 failed, in {tmp_path / 'out'}\n3 rows in" in out
+    assert "FAILED value=99: cell [4] raised ValueError: 99 is too much\n" in err
+    figure = [line.strip() for line in out.splitlines() if line.startswith("    ")]
+    assert len(figure) == 2
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    done = process("-c", "\n".join(["import pandas as pd, seaborn as sns", *figure, "print(len(table))"]))
+    assert done.stdout == "3\n", done.stderr
+
+    code, out, err = sweep(notebook, tmp_path / "out", "--grid", "value=2,99", "--set", "nap=0.001", "--part", "2/2")
+    assert code == 1
+    assert "0 points ran, 0 were there already, 1 failed" in out
+    assert "--retry runs them again" in err
+    assert "rows in" not in out  # one of several jobs: `gather` writes the table when all have ended
+    assert "3 rows in" in command("gather", tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grid", "value=1,2", "--set", "value=3"], "value is in the grid and among the fixed parameters"),
+        (["--grid", "valu=1,2"], r"square.ipynb: unknown parameter 'valu'. Did you mean 'value'\?"),
+        (["--grid", "value=a,2"], "square.ipynb: value = 'a' is of type str, expected int"),
+        (["--grid", "value=1:30:2"], "square.ipynb: value = '1:30:2' is of type str, expected int"),
+        (["--grid", "value=5:5"], "value=5:5: 5:5 is no range: the second number must be the larger one"),
+        (["--grid", "value"], "--grid value: expected NAME=VALUE, width=64 say"),
+        (["--grid", "value=1", "--grid", "value=2"], "--grid value=2: value stands there twice"),
+        (["--set", "nap=[1"], r"nap=\[1 cannot be read as YAML"),
+        (["--part", "3/2"], "--part 3/2: expected K/N, K from 1 to N: 3/50 say"),
+        (["--part", "0/2"], "--part 0/2: expected K/N"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--workers is for this machine, --scheduler for another"),
+    ],
+)
+def test_a_sweep_refuses_before_anything_runs(tmp_path, words, message):
+    notebook = notebooks.write(tmp_path / "square.ipynb")
+    code, _, err = sweep(notebook, tmp_path / "out", *words)
+    assert code == 1
+    assert re.match(rf"Error: {message}", err)
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("64,128,256", [64, 128, 256]),
+        ("0:5", [0, 1, 2, 3, 4]),
+        ("-2:1,7", [-2, -1, 0, 7]),
+        ("[64,128],[256]", [[64, 128], [256]]),
+        ("[64, 128]", [[64, 128]]),
+        ("1e-3,2,.5,-1E+2,1_000", [0.001, 2, 0.5, -100.0, 1000]),
+        ("mnist-5k,digits", ["mnist-5k", "digits"]),
+        ("true,False", [True, False]),
+        ("'1:3',007", [1, 2, "007"]),
+        ("", []),
+    ],
+)
+def test_values_of_a_grid_are_yaml_and_ranges(text, values):
+    assert _read_list("name", text) == values
+    assert [type(value) for value in _read_list("name", text)] == [type(value) for value in values]
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
+    notebook = notebooks.write(tmp_path / "square.ipynb")
+    words = ["sweep", notebook, "--out", tmp_path / "out", "--scheduler"]
+    code, _, err = command(*words, "nowhere")
+    assert code == 1
+    assert err.startswith("Error: --scheduler nowhere: no dask scheduler answers there (")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    code, _, err = command(*words, "tcp://127.0.0.1:1")
+    assert code == 1
+    assert err == "Error: --scheduler needs dask.distributed: pip install 'paramarket[cluster]'.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_no_sweep_has_made_has_no_table(tmp_path):
+    code, _, err = command("gather", tmp_path)
+    assert code == 1
+    assert err.startswith(f"Error: {tmp_path} is no folder of a sweep")

@@ -165,7 +165,9 @@ class _Loader(yaml.SafeLoader):
 _SIGNED = list("-+.0123456789")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), _SIGNED)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"), _SIGNED
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    _SIGNED,
 )
 
 

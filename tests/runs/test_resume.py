@@ -107,9 +107,7 @@ def test_another_notebook_library_or_changed_code_is_refused(logged, tmp_path):
     with Inline([""]) as executor:
         list(runs.execute(points, executor))
     other = notebooks.write_logged(tmp_path / "other.ipynb", tmp_path / "log")
-    with pytest.raises(
-        ParameterError, match=r"holds a sweep with another notebook \(logged\.ipynb, now other\.ipynb\)"
-    ):
+    with pytest.raises(ParameterError, match=r"another notebook \(logged\.ipynb, now other\.ipynb\)"):
         run(runs.points(other, {"value": [1]}, folder))
     notebooks.write_logged(logged, tmp_path / "log2")
     with pytest.raises(ParameterError, match=r"holds a sweep with another source .*Name another folder"):
