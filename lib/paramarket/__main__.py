@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -360,15 +360,15 @@ def _report_sweep(outcomes: Sequence, grid: Iterable[str], out: Path, retry: boo
         click.echo("Some failed before and were left alone: --retry runs them again.", err=True)
 
 
-def _keep_table(out: Path, grid: Iterable[str]) -> None:
-    """Write the table of a sweep, and say how to draw it."""
+def _keep_table(out: Path, grid: Collection[str]) -> None:
+    """Write the table of a sweep, and say how to draw it over its grid."""
     from paramarket import runs
 
     table = runs.write_table(out)
     click.echo(f"{len(table)} rows in {out / 'table.parquet'} and table.csv")
     results = [name for name in table if f"{name}_low" in table and f"{name}_high" in table]
-    if results:
-        varied = sorted(grid, key=lambda name: name == "seed") or ["seed"]  # an axis is seldom a seed
+    if results and grid:
+        varied = sorted(grid, key=lambda name: name == "seed")  # an axis is seldom a seed
         hue = f", hue={varied[1]!r}" if len(varied) > 1 and varied[1] != "seed" else ""
         click.echo("A figure, say, after `import pandas as pd, seaborn as sns`:")
         click.echo(f"    table = pd.read_parquet({str(out / 'table.parquet')!r})")
