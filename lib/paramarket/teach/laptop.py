@@ -191,7 +191,9 @@ def _lab() -> Finding:
 def _browser() -> Finding:
     try:
         webbrowser.get()
-    except webbrowser.Error:
+    except webbrowser.Error:  # on Linux without a screen it looks for none of these
+        if any(map(shutil.which, ("chromium", "google-chrome", "firefox"))):
+            return Finding("one was found, and no screen")
         return Finding("none was found", "Install Firefox, Chrome or Edge, or name yours in the variable BROWSER.")
     return Finding("one was found")
 
