@@ -21,9 +21,10 @@ def check_cka(answer: Callable[[Tensor, Tensor], float]) -> None:
     def find_fault() -> str:
         generator = fresh_generator()
         means = torch.tensor([3.0, 9.0, -6.0, 3.0, 0.0, 6.0])  # one number cannot centre them all
+        # What is turned has means near 0: if both had large ones, they alone would make the two alike.
         x = torch.randn(200, 6, generator=generator) + means
         rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
-        moved = float(answer(x.clone(), 2 * x @ rotation - 5))
+        moved = float(answer(x.clone(), 2 * (x - means) @ rotation - 0.5))
         if not abs(moved - 1) <= 1e-3:
             unshifted = float(answer(x, 2 * x @ rotation))
             hint = " Did you centre every feature?" if abs(unshifted - 1) < 1e-3 else ""
