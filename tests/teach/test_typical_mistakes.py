@@ -354,7 +354,7 @@ def test_no_mistake_passes_by_luck(check, mistake, capsys):
     A mistake that a case lets pass with a chance p passes n of them with the chance p to the n. Estimated by how many
     cases it took, that is below 1e-6.
     """
-    repeats = {"check_purchase": 3, "check_only_training": 30}.get(check, 60)
+    repeats = {"check_purchase": 3}.get(check, 30)
     right = Counted(solution(EXERCISES[check]))
     getattr(teach, check)(right)
     wrong = Counted(TYPICAL[check][mistake])
