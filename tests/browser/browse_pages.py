@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from laptop import SHOTS, WINDOW
+from laptop import SHOTS, WINDOW, a_persons
 
 from paramarket.__main__ import HOME
 
@@ -25,7 +25,7 @@ def site(browser, tmp_path_factory):
     quick = out.with_name("quick.yaml")
     quick.write_text(yaml.safe_dump({name: values[name] for name in RUN}))
     call = [sys.executable, "-m", "paramarket", "notebooks", *chosen, "--parameters", quick, "--out", out]
-    done = subprocess.run(list(map(str, call)), capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, call)), env=a_persons(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return out
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import nbformat
 import pytest
 import yaml
-from laptop import PATIENCE, WINDOW
+from laptop import PATIENCE, WINDOW, a_persons
 
 from paramarket import runs, teach
 from paramarket.__main__ import HOME
@@ -70,7 +70,7 @@ def lab(browser, tmp_path_factory):
         with_quick_parameters(path, mine / path.name)
     solved = mine / "01_train_two_mlps.ipynb"
     teach.student_copy(solved, mine / "student.ipynb")
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_RUNTIME_DIR": str(runtime)}
+    environment = a_persons(JUPYTER_CONFIG_DIR=str(folder / "config"), JUPYTER_RUNTIME_DIR=str(runtime))
     root = ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     settings = ["--no-browser", "--LabApp.expose_app_in_browser=True", "--port=0", *root]
     call = [sys.executable, "-m", "paramarket", "lab", "--folder", str(mine), *settings]
