@@ -17,8 +17,9 @@ RUN = ["01_train_two_mlps", "02_align_and_interpolate", "05_soup_of_experts"]
 RUN += ["06_price_the_gain", "08_share_predictions", "09_should_we_trade"]
 CELLS = "Array.from(window.jupyterapp.shell.currentWidget.content.model.cells)"
 READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-DONE = f"""() => {READY} && {CELLS}.every(
-    cell => cell.type !== 'code' || !cell.sharedModel.source.trim() || cell.executionCount)"""
+CODE = f"{CELLS}.filter(cell => cell.type === 'code' && cell.sharedModel.source.trim())"
+DONE = f"""() => {READY} && ({CODE}.every(cell => cell.executionCount)
+    || {CODE}.some(cell => cell.toJSON().outputs.some(output => output.output_type === 'error')))"""
 PICTURES = "Array.from(document.querySelectorAll('.jp-OutputArea-output img'), img => [img.src, img.naturalWidth])"
 
 

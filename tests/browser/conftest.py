@@ -77,7 +77,7 @@ def lab(browser, tmp_path_factory):
     log = folder / "log.txt"
     with log.open("w") as written:
         server = subprocess.Popen(
-            call, env=environment, stdin=subprocess.DEVNULL, stdout=written, stderr=written, start_new_session=True
+            call, env=environment, stdin=subprocess.PIPE, stdout=written, stderr=written, start_new_session=True
         )
     try:
         token = r"http://127\.0\.0\.1:\d+/lab\?token=\w+"
@@ -85,14 +85,16 @@ def lab(browser, tmp_path_factory):
         assert isinstance(link, re.Match), log.read_text()
         address = urlsplit(link[0])
         yield f"http://{address.netloc}", address.query.removeprefix("token="), mine
-        for _ in range(2):
-            os.killpg(server.pid, signal.SIGINT)  # Ctrl-C, twice
+        os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
+        until(lambda: "Shut down this Jupyter server" in log.read_text(), "question whether to end")
+        os.killpg(server.pid, signal.SIGINT)
         assert server.wait(60) == 0, log.read_text()
         until(lambda: not processes_about(runtime), "end of all kernels", 20)
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(30)
+        server.stdin.close()
 
 
 def processes_about(folder):
