@@ -6,7 +6,7 @@ from paramarket.__main__ import HOME
 
 WINDOW = {"width": 1366, "height": 768}
 SHOTS = HOME / "runs/browser"
-PATIENCE = 150_000  # milliseconds: what no step comes near on a quiet machine
+PATIENCE = 300_000  # milliseconds: what no step comes near on a quiet machine
 
 
 def a_persons(**more):

@@ -59,6 +59,7 @@ def test_a_page_shows_its_pictures_and_says_each_in_words(offline, site, name):
     words = Counter(alt for _, alt in pictures)
     assert all(len(alt) > 8 for alt in words)
     assert max(words.values()) <= 2
+    assert offline.evaluate("document.body.clientWidth") > 1200  # no style of an output has narrowed the page
     assert offline.evaluate(TOO_WIDE) == []
     photograph(offline, name)
 

@@ -29,6 +29,7 @@ blockquote { border-left: 3px solid #c9d3df; margin: 1rem 0; padding-left: 1rem 
 .output_area, .text_cell_render { overflow-x: auto }
 table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0 }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid #dfe4ea; text-align: left }
+.dataframe td { text-align: right }
 .prompt, .anchor-link { display: none } .jp-RenderedText pre, .output_area pre { background: none }
 .output_area pre { white-space: pre-wrap }
 .error { color: #a4161a; font-weight: 600 } .entry { border-top: 1px solid #dfe4ea; padding: 1rem 0 }
