@@ -94,7 +94,7 @@ PROMISES = [
         "07",
         "let `own, paid = purchase(net, spec, own, seller, splits, bid, cost)` take the place of the five steps",
         [],
-        (").low", ").mean"),
+        ("    if value <= 0 or value < cost:\n        return buyer, 0.0\n", ""),
         parameters={"fee": 0.0},
     ),
     Promise(

@@ -356,11 +356,14 @@ def _needless_fault(answer: Purchase, shop: Shop) -> str:
 def _narrow_fault(answer: Purchase, shop: Shop) -> str:
     """What goes wrong where `quote` holds few kinds, so that the share which is best on it is best nowhere else."""
     quote = shop.splits.quote
-    known = quote.y < len(quote.y.unique()) // 2
-    narrow = shop.splits._replace(quote=data.Split(quote.x[known], quote.y[known]))
-    shop = shop._replace(splits=narrow)
-    fault = _purchase_fault(answer, shop, _evenings(shop, 0)["A"])
-    return fault and f"where `quote` holds only kinds that A knows, {fault}"
+    first_half = quote.y < len(quote.y.unique()) // 2
+    for name, known in (("A", first_half), ("B", ~first_half)):
+        narrow = shop.splits._replace(quote=data.Split(quote.x[known], quote.y[known]))
+        of_name = shop._replace(splits=narrow)
+        fault = _purchase_fault(answer, of_name, _evenings(of_name, 0)[name])
+        if fault:
+            return f"where `quote` holds only kinds that {name} knows, {fault}"
+    return ""
 
 
 def _answered(answer: Purchase, shop: Shop, buyer: Params, seller: Params, bid: float) -> tuple[Params, float]:
