@@ -75,9 +75,10 @@ def lab(browser, tmp_path_factory):
     settings = ["--no-browser", "--LabApp.expose_app_in_browser=True", "--port=0", *root]
     call = [sys.executable, "-m", "paramarket", "lab", "--folder", str(mine), *settings]
     log = folder / "log.txt"
+    keyboard, terminal = os.openpty()  # only at a terminal does Jupyter ask before it ends
     with log.open("w") as written:
         server = subprocess.Popen(
-            call, env=environment, stdin=subprocess.PIPE, stdout=written, stderr=written, start_new_session=True
+            call, env=environment, stdin=terminal, stdout=written, stderr=written, start_new_session=True
         )
     try:
         token = r"http://127\.0\.0\.1:\d+/lab\?token=\w+"
@@ -94,7 +95,8 @@ def lab(browser, tmp_path_factory):
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(30)
-        server.stdin.close()
+        os.close(keyboard)
+        os.close(terminal)
 
 
 def processes_about(folder):
