@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup notebooks test browser bench gpu lab results site student lock data clean
+.PHONY: help setup notebooks test browser bench gpu check lab results site student lock data clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,9 @@ bench: .venv/ready  ## measure speed against peers and the machine's own limit; 
 
 gpu: .venv/ready  ## check a CUDA GPU's numbers against the CPU's, and print how fast both are; fails where there is none
 	$(BIN)/python -m paramarket gpu
+
+check: .venv/ready  ## say whether this machine is ready for class, and what is missing
+	$(BIN)/python -m paramarket check
 
 lab: .venv/ready  ## open JupyterLab on your own copies of the notebooks, in mine/ (this machine only, with its token)
 	$(BIN)/python -m paramarket lab
