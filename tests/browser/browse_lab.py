@@ -43,7 +43,7 @@ def outputs(tab):
 
 
 def look_through(tab, name):
-    """Scroll from top to bottom, with a picture of every window; the pictures that were met, by their source."""
+    """Scroll from top to bottom: the pictures that were met, by their source; a photograph where there is a new one."""
     (SHOTS / name).mkdir(parents=True, exist_ok=True)
     for old in (SHOTS / name).glob("*.png"):
         old.unlink()
@@ -52,8 +52,10 @@ def look_through(tab, name):
     while True:
         tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         tab.wait_for_function("Array.from(document.images).every(img => img.complete)")
-        met.update(tab.evaluate(PICTURES))
-        tab.screenshot(path=SHOTS / name / f"{page:02d}.png")
+        found = dict(tab.evaluate(PICTURES))
+        if found.keys() - met.keys():
+            tab.screenshot(path=SHOTS / name / f"{page:02d}.png")
+        met.update(found)
         page += 1
         before = panel.evaluate("panel => panel.scrollTop")
         if panel.evaluate("panel => { panel.scrollTop += panel.clientHeight * 0.9; return panel.scrollTop }") <= before:

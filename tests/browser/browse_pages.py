@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from laptop import SHOTS, WINDOW, a_persons
+from laptop import SHOTS, a_persons
 
 from paramarket.__main__ import HOME
 
@@ -61,7 +61,8 @@ def test_a_page_shows_its_pictures_and_says_each_in_words(offline, site, name):
     assert max(words.values()) <= 2
     assert offline.evaluate("document.body.clientWidth") > 1200  # no style of an output has narrowed the page
     assert offline.evaluate(TOO_WIDE) == []
-    photograph(offline, name)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    offline.screenshot(path=SHOTS / f"page_{name}.png", full_page=True)
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -72,15 +73,3 @@ def test_formulas_are_drawn(offline, site, name):
     )
     assert boxes
     assert all(height > 5 for height in boxes)
-
-
-def photograph(tab, name):
-    """The page, window by window."""
-    folder = SHOTS / f"page_{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    height = tab.evaluate("document.documentElement.scrollHeight")
-    for number, top in enumerate(range(0, height, WINDOW["height"])):
-        tab.evaluate("top => window.scrollTo(0, top)", top)
-        tab.screenshot(path=folder / f"{number:02d}.png")
