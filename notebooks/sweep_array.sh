@@ -5,7 +5,7 @@
 #SBATCH --array=1-50
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=4
-#SBATCH --mem-per-cpu=1500M
+#SBATCH --mem-per-cpu=2G
 #SBATCH --time=04:00:00
 #SBATCH --output=%x-%A-%a.out
 set -euo pipefail

@@ -350,7 +350,8 @@ def test_a_sweep_is_one_line_and_says_how_to_draw_what_it_found(tmp_path, monkey
     notebook = notebooks.write(tmp_path / "square.ipynb", [*notebooks.CODE, notebooks.RECORD])
     code, out, err = sweep(notebook, tmp_path / "out", "--grid", "value=1:3,99", "--set", "nap=1e-3")
     assert code == 1
-    assert f"2 points ran, 0 were there already, 1 failed, in {tmp_path / 'out'}\n3 rows in" in out
+    assert f"Points that ran: 2 · that were there: 0 · that failed: 1 · in {tmp_path / 'out'}\n" in out
+    assert "table.parquet and table.csv: 3\n" in out
     assert "FAILED value=99: cell [4] raised ValueError: 99 is too much\n" in err
     figure = [line.strip() for line in out.splitlines() if line.startswith("    ")]
     assert len(figure) == 2
@@ -360,10 +361,10 @@ def test_a_sweep_is_one_line_and_says_how_to_draw_what_it_found(tmp_path, monkey
 
     code, out, err = sweep(notebook, tmp_path / "out", "--grid", "value=2,99", "--set", "nap=0.001", "--part", "2/2")
     assert code == 1
-    assert "0 points ran, 0 were there already, 1 failed" in out
+    assert "Points that ran: 0 · that were there: 0 · that failed: 1" in out
     assert "--retry runs them again" in err
-    assert "rows in" not in out  # one of several jobs: `gather` writes the table when all have ended
-    assert "3 rows in" in command("gather", tmp_path / "out")[1]
+    assert "table.csv" not in out  # one of several jobs: `gather` writes the table when all have ended
+    assert "table.csv: 3\n" in command("gather", tmp_path / "out")[1]
 
 
 @pytest.mark.parametrize(

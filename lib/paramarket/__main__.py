@@ -338,7 +338,7 @@ def _tell_progress(outcomes: Iterable, count: int) -> Iterator:
         elif time.monotonic() - said > 30:
             said = time.monotonic()
             minutes = (said - start) / max(ran, 1) * (count - done) / 60
-            left = f"{count - done} left, about {minutes:.0f} minutes"
+            left = f"{count - done} left, about {minutes:.0f} min"
             click.echo(f"{done} of {count} done, {failed} failed, {left}", err=True)
         yield outcome
     if bar is not None:
@@ -350,7 +350,7 @@ def _report_sweep(outcomes: Sequence, grid: Iterable[str], out: Path, retry: boo
     ran = [outcome for outcome in outcomes if outcome.ran and not outcome.error]
     there = [outcome for outcome in outcomes if not outcome.ran and not outcome.error]
     failed = [outcome for outcome in outcomes if outcome.error]
-    click.echo(f"{len(ran)} points ran, {len(there)} were there already, {len(failed)} failed, in {out}")
+    click.echo(f"Points that ran: {len(ran)} · that were there: {len(there)} · that failed: {len(failed)} · in {out}")
     for outcome in failed[:3]:
         which = ", ".join(f"{name}={outcome.point.parameters[name]}" for name in grid)
         click.echo(f"FAILED {which or outcome.point.hash}: {outcome.error}", err=True)
@@ -365,7 +365,7 @@ def _keep_table(out: Path, grid: Collection[str]) -> None:
     from paramarket import runs
 
     table = runs.write_table(out)
-    click.echo(f"{len(table)} rows in {out / 'table.parquet'} and table.csv")
+    click.echo(f"Rows in {out / 'table.parquet'} and table.csv: {len(table)}")
     results = [name for name in table if f"{name}_low" in table and f"{name}_high" in table]
     if results and grid:
         varied = sorted(grid, key=lambda name: name == "seed")  # an axis is seldom a seed

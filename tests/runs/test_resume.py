@@ -242,5 +242,5 @@ def test_ctrl_c_ends_what_runs_and_the_same_command_goes_on(logged, tmp_path):
     assert not list(folder.glob("*.half.ipynb"))
     assert not list(folder.glob("*.failed.*"))
     second = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
-    assert f"{6 - len(there)} points ran, {len(there)} were there already, 0 failed" in second.stdout
+    assert f"that ran: {6 - len(there)} · that were there: {len(there)} · that failed: 0" in second.stdout
     assert runs.gather(folder).square.tolist() == [1, 4, 9, 16, 25, 36]
