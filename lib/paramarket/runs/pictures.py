@@ -30,7 +30,7 @@ def small_figure(path: Path | str) -> bytes:
 
 
 def small_term_sheet(path: Path | str, browser: str) -> bytes:
-    """The term sheet in an executed notebook as a browser shows it, without the white around: a PNG file of 16 colours.
+    """The term sheet in an executed notebook as a browser shows it, without the white around: a PNG file of 48 colours.
 
     browser: what starts Chromium, see `find_browser`. Raises DataError if the notebook shows no term sheet.
     """
@@ -52,7 +52,7 @@ def small_term_sheet(path: Path | str, browser: str) -> bytes:
         with Image.open(picture) as shown:
             whole = shown.convert("RGB")
     ink = ImageChops.invert(whole).getbbox() or (0, 0, *whole.size)
-    return _in_few_colours(whole.crop((ink[0] - 12, ink[1] - 12, ink[2] + 12, ink[3] + 12)), 16)
+    return _in_few_colours(whole.crop((ink[0] - 12, ink[1] - 12, ink[2] + 12, ink[3] + 12)), 48)
 
 
 def find_browser() -> str | None:
