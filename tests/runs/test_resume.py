@@ -222,6 +222,11 @@ def kernels_of(folder):
     return found
 
 
+def as_in_a_terminal():
+    """A shell starts what runs in its background deaf to Ctrl-C, and the tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_ends_what_runs_and_the_same_command_goes_on(logged, tmp_path):
@@ -229,7 +234,8 @@ def test_ctrl_c_ends_what_runs_and_the_same_command_goes_on(logged, tmp_path):
     words = ["-m", "paramarket", "sweep", logged, "--grid", "value=1:7", "--set", "nap=0.5", "--workers", 2]
     command = [sys.executable, *map(str, words), "--out", str(folder)]
     variables = os.environ | {"SWEEP": str(folder)}
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, env=variables, preexec_fn=as_in_a_terminal, **pipes)
     assert wait_for(lambda: len(finished(folder)) >= 2)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
