@@ -23,7 +23,7 @@ setup: .venv/ready  ## create .venv from requirements.txt, when needed
 notebooks: .venv/ready  ## run every notebook; readable results in runs/latest/index.html
 	$(BIN)/python -m paramarket notebooks
 
-test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters (FULL=1: as CI, with coverage)
+test: .venv/ready  ## lint, all tests in parallel, every notebook on quick parameters (FULL=1: as CI does)
 	$(BIN)/python -m paramarket test $(if $(FULL),--full)
 
 browser: .venv/ready  ## open JupyterLab and the pages in a real browser; skipped where there is none

@@ -76,20 +76,15 @@ PLAIN = {
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def run(path, output, parameters):
-    outcome = runs.run_point(runs.Point(path, output, parameters, timeout=300))
-    assert not outcome.error
-    return runs.read(output)
-
-
 def test_every_notebook_has_quick_parameters_and_asked_for_results():
     assert sorted(QUICK) == sorted(KEYS) == [path.stem for path in NOTEBOOKS]
 
 
 @pytest.mark.long
 @each
-def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, tmp_path):
-    solved = run(path, tmp_path / "solved.ipynb", QUICK[path.stem])
+def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, run_once):
+    output = run_once(path, QUICK[path.stem])
+    solved = runs.read(output)
     assert solved["parameters"].items() >= QUICK[path.stem].items()
     for key in KEYS[path.stem]:
         assert solved["results"][f"{key}_low"] <= solved["results"][key] <= solved["results"][f"{key}_high"]
@@ -107,24 +102,23 @@ def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, tmp
     assert solved["claims"]
     assert solved["answer"]
     exercises = path.read_text().count("BEGIN SOLUTION")
-    assert said(tmp_path / "solved.ipynb").count("holds on fresh random input") == exercises >= 2
-    assert "✗" not in said(tmp_path / "solved.ipynb")
+    assert said(output).count("holds on fresh random input") == exercises >= 2
+    assert "✗" not in said(output)
 
 
 @pytest.mark.full
 @pytest.mark.long
 @each
-def test_the_solved_notebook_and_its_student_copy_leave_the_same_record(path, tmp_path):
+def test_the_solved_notebook_and_its_student_copy_leave_the_same_record(path, run_once, tmp_path):
     """So the story does not hang on a learner's code, and the same parameters give the same record, bit for bit.
 
     The first half is proven without a run below; the second is what the two runs are for.
     """
     teach.student_copy(path, tmp_path / "copy.ipynb")
-    solved = run(path, tmp_path / "solved.ipynb", QUICK[path.stem])
-    student = run(tmp_path / "copy.ipynb", tmp_path / "student.ipynb", QUICK[path.stem])
-    assert solved == student
+    student = run_once(tmp_path / "copy.ipynb", QUICK[path.stem])
+    assert runs.read(student) == runs.read(run_once(path, QUICK[path.stem]))
     exercises = path.read_text().count("BEGIN SOLUTION")
-    assert said(tmp_path / "student.ipynb").count("is not written yet") == exercises
+    assert said(student).count("is not written yet") == exercises
 
 
 def said(path):

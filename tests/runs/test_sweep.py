@@ -2,6 +2,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -58,11 +59,15 @@ def test_unknown_names_are_refused_before_anything_starts(notebook, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_point_that_runs_too_long_is_ended_and_leaves_nothing_under_its_name(notebook, tmp_path):
+def test_a_point_that_runs_too_long_is_ended_and_leaves_nothing_behind(notebook, tmp_path, monkeypatch):
+    sockets = Path(tempfile.mkdtemp(prefix="pm"))  # not under tmp_path: the path of a socket has at most 107 letters
+    monkeypatch.setattr(tempfile, "tempdir", str(sockets))
     outcome = runs.run_point(runs.Point(notebook, tmp_path / "late.ipynb", {"nap": 3600.0}, timeout=6))
     assert re.fullmatch(r"(cell \[\d\]: )?ran past its limit of 6 s", outcome.error)
     assert outcome.seconds < 3600
     assert {path.name for path in tmp_path.iterdir()} <= {"square.ipynb", "late.failed.ipynb"}
+    assert not list(sockets.iterdir())
+    sockets.rmdir()
 
 
 def test_a_kernel_that_dies_is_named_with_its_cell(notebook, tmp_path):

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 sys.modules["rfc3987_syntax"] = None  # as if it were not installed
@@ -26,25 +25,27 @@ PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 KERNEL_DIED = 75  # the exit code that says so: a run worth another try
 
 
-def run_notebook(notebook: str, output: str, parameters: dict, row: int | None) -> None:
-    """Execute with papermill into `output`; row: the terminal line of the progress bar, None for silence."""
+def run_notebook(notebook: str, output: str, parameters: dict, row: int | None, sockets: str) -> None:
+    """Execute with papermill into `output`.
+
+    row: the terminal line of the progress bar, None for silence
+    sockets: an empty folder for this run's kernel
+    """
     progress = False
     if row is not None:
         progress = {"desc": Path(notebook).stem, "position": row, "leave": True, "unit": "cell"}
     try:
-        with tempfile.TemporaryDirectory(prefix="pm") as folder:
-            settings = kernel_settings(folder)
-            papermill.execute_notebook(notebook, output, parameters, progress_bar=progress, config=settings)
+        papermill.execute_notebook(notebook, output, parameters, progress_bar=progress, config=kernel_settings(sockets))
     except Exception as error:  # whatever stopped it, dead kernels too: one line here, the parent names the cell
         print(f"{notebook}: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
         sys.exit(KERNEL_DIED if isinstance(error, DeadKernelError) else 1)
 
 
-def kernel_settings(folder: str) -> Config:
+def kernel_settings(sockets: str) -> Config:
     """Kernels talk through files of a fresh folder, not TCP ports, which kernels that start together fight over."""
     if sys.platform == "win32":
         return Config()
-    return Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}})
+    return Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/k.json"}})
 
 
 def end_with_parent(parent: int) -> None:

@@ -185,7 +185,10 @@ def _run_and_rename(point: Point) -> tuple[str, bool]:
     half.parent.mkdir(parents=True, exist_ok=True)
     for earlier in (failed, half, reason_path(point.output)):
         earlier.unlink(missing_ok=True)
-    error, killed = _run_child(point, half)
+    # for the kernel's sockets; made here, since a child that is killed would leave it behind. A short name: the path
+    # of a socket has at most 107 letters
+    with tempfile.TemporaryDirectory(prefix="pm", ignore_cleanup_errors=True) as sockets:
+        error, killed = _run_child(point, half, sockets)
     if not error:
         os.replace(half, point.output)
     elif half.is_file():
@@ -194,13 +197,14 @@ def _run_and_rename(point: Point) -> tuple[str, bool]:
     return error, killed
 
 
-def _run_child(point: Point, output: Path) -> tuple[str, bool]:
+def _run_child(point: Point, output: Path, sockets: str) -> tuple[str, bool]:
     """Run child.py, which executes the notebook into `output`: what went wrong, and whether it was killed."""
     call = {
         "notebook": str(point.notebook),
         "output": str(output),
         "parameters": plain(point.parameters),
         "row": point.row,
+        "sockets": sockets,
         "parent": os.getpid(),
     }
     # -P: the files beside child.py are no modules of its own; `pages` and `parameters` could hide someone else's

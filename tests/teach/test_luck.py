@@ -1,13 +1,12 @@
-"""How lucky a mistake would have to be, and a right answer how unlucky: every check, over and over. Ten minutes.
-
-No part of `make test`: `python -m pytest -o python_files=luck.py tests/luck.py`.
-"""
+"""How lucky a mistake would have to be, and a right answer how unlucky: every check, over and over."""
 
 import pytest
 from exercises import solution
 from mistakes import DRAWN, EXERCISES, TYPICAL
 
 from paramarket import teach
+
+pytestmark = pytest.mark.rare
 
 each_mistake = pytest.mark.parametrize(
     ("check", "mistake"), [(check, mistake) for check, mistakes in TYPICAL.items() for mistake in mistakes]
