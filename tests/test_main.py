@@ -183,6 +183,14 @@ def test_a_parameters_file_that_is_no_text_is_named(tmp_path, content):
     assert err.count("\n") == 1
 
 
+def test_without_a_browser_nothing_is_checked_and_it_is_said(monkeypatch):
+    monkeypatch.delenv("BROWSER_PROGRAM", raising=False)
+    monkeypatch.setenv("PATH", "")
+    code, out, _ = command("browser")
+    assert code == 0
+    assert re.fullmatch(r"Nothing was checked in a browser: no (browser|Playwright) here, .*\.\n", out)
+
+
 def test_the_tests_follow_lint_and_in_full_only_the_rare_are_left_out(monkeypatch):
     calls, codes = [], iter([0, 0, 0, 0, 0, 0, 1])
     monkeypatch.setattr(

@@ -3,6 +3,7 @@
 Commands import what they need when they run: papermill and nbconvert take seconds, a help text should not.
 """
 
+import importlib.util
 import os
 import re
 import reprlib
@@ -394,10 +395,25 @@ def test(full: bool, extra: Sequence[str]) -> None:
 def browser() -> None:
     """Open JupyterLab and the pages in a real browser, on quick parameters; pictures are left in runs/browser.
 
-    What a machine without Chromium or Playwright cannot check is skipped, and said.
+    Where there is no Chromium or no Playwright, nothing is checked, and that is said.
     """
+    missing = missing_for_browser()
+    if missing:
+        click.echo(f"Nothing was checked in a browser: {missing}.")
+        return
     call = ["pytest", "-o", "python_files=browse_*.py", "-n", "2", "-rs", "tests/browser"]
     sys.exit(subprocess.run([sys.executable, "-m", *call], cwd=HOME, check=False).returncode)
+
+
+def missing_for_browser() -> str:
+    """What this machine lacks to drive a browser, and how to get it; nothing: ""."""
+    from paramarket import runs
+
+    if not importlib.util.find_spec("playwright"):
+        return "no Playwright here, pip install playwright"
+    if not runs.find_browser():
+        return "no browser here, install Chromium or Chrome, or set BROWSER_PROGRAM to its path"
+    return ""
 
 
 @cli.command()

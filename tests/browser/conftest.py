@@ -19,7 +19,7 @@ import yaml
 from laptop import PATIENCE, WINDOW, a_persons
 
 from paramarket import runs, teach
-from paramarket.__main__ import HOME
+from paramarket.__main__ import HOME, missing_for_browser
 
 QUICK = yaml.safe_load((HOME / "tests/quick.yaml").read_text())
 
@@ -37,13 +37,16 @@ def until(condition, what, seconds=120):
 
 @pytest.fixture(scope="session")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
-    program = runs.find_browser()
-    if not program:
-        pytest.skip("no browser here: install Chromium or Chrome, or set BROWSER_PROGRAM to its path")
+    missing = missing_for_browser()
+    if missing:
+        pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
     is_root = getattr(os, "geteuid", lambda: 1)() == 0  # root has no sandbox
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if is_root else [])
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=runs.find_browser(), args=["--no-sandbox"] if is_root else []
+        )
         yield opened
         opened.close()
 

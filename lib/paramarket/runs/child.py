@@ -42,10 +42,13 @@ def run_notebook(notebook: str, output: str, parameters: dict, row: int | None, 
 
 
 def kernel_settings(sockets: str) -> Config:
-    """Kernels talk through files of a fresh folder, not TCP ports, which kernels that start together fight over."""
-    if sys.platform == "win32":
-        return Config()
-    return Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/k.json"}})
+    """Kernels talk through files of a fresh folder, not TCP ports, which kernels that start together fight over.
+
+    One in ten does not end when it is asked to. By then all it printed has arrived: half a second is enough to wait.
+    """
+    patience = {"shutdown_wait_time": 1.0}  # seconds; after half of it the kernel is told to end, at its end killed
+    files = {} if sys.platform == "win32" else {"transport": "ipc", "connection_file": f"{sockets}/k.json"}
+    return Config({"KernelManager": patience | files})
 
 
 def end_with_parent(parent: int) -> None:
