@@ -1,10 +1,12 @@
 """Sweeps on dask, as on a cluster: a real scheduler and real worker processes, some of which are killed."""
 
+import json
 import logging
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import notebooks
 import pytest
@@ -30,10 +32,14 @@ def executor(cluster):
         yield client.get_executor(pure=False, retries=3)
 
 
-def workers(executor):
-    """The processes of the workers."""
-    info = executor._client.run(os.getpid)
-    return sorted(info.values())
+def worker_of(value, folder):
+    """The process of the worker that runs a point: the parent of its child."""
+    for process in notebooks.running(f"{folder}/sweep"):
+        call = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+        given = [json.loads(word) for word in call if word.startswith("{")]
+        if given and given[0]["parameters"]["value"] == value:
+            return given[0]["parent"]
+    raise AssertionError(f"no process runs the point {value}")
 
 
 def test_twelve_points_on_two_workers_are_twelve_results_and_the_same_table_as_here(executor, tmp_path):
@@ -58,14 +64,13 @@ def test_a_killed_worker_costs_another_try_and_no_result(executor, tmp_path):
     for outcome in runs.execute(points, executor):
         outcomes.append(outcome)
         if len(outcomes) == 2:
-            # Kill while a point naps: one that has ended but has no name yet would rightly run again.
+            # Kill when a nap has just begun: a point that has ended but has no name yet would rightly run again.
             until = time.monotonic() + 60
-            napping = set()
-            while not napping and time.monotonic() < until:
-                began, ended = (notebooks.logged(tmp_path / "log", what) for what in ("began", "ended"))
-                napping = set(began) - set(ended)
+            began = already = set(notebooks.logged(tmp_path / "log", "began"))
+            while began == already and time.monotonic() < until:
+                began = set(notebooks.logged(tmp_path / "log", "began"))
             lost = notebooks.running(f"{tmp_path}/sweep")
-            os.kill(workers(executor)[0], signal.SIGKILL)
+            os.kill(worker_of(max(began - already), tmp_path), signal.SIGKILL)
     assert [outcome.error for outcome in outcomes] == [""] * 12
     assert sorted(outcome.point.hash for outcome in outcomes) == sorted(point.hash for point in points)
     assert notebooks.logged(tmp_path / "log", "ended") == list(range(-3, 9))
