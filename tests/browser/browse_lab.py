@@ -20,7 +20,10 @@ READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel
 CODE = f"{CELLS}.filter(cell => cell.type === 'code' && cell.sharedModel.source.trim())"
 DONE = f"""() => {READY} && ({CODE}.every(cell => cell.executionCount)
     || {CODE}.some(cell => cell.toJSON().outputs.some(output => output.output_type === 'error')))"""
-PICTURES = "Array.from(document.querySelectorAll('.jp-OutputArea-output img'), img => [img.src, img.naturalWidth])"
+IN_VIEW = """() => Array.from(document.querySelectorAll('.jp-OutputArea-output img')).filter(img => {
+    const box = img.getBoundingClientRect(), middle = (box.top + box.bottom) / 2;
+    return 0 < middle && middle < window.innerHeight
+}).map(img => [img.src, img.naturalWidth])"""
 
 
 def open_notebook(tab, lab, name):
@@ -43,7 +46,7 @@ def outputs(tab):
 
 
 def look_through(tab, name):
-    """Scroll from top to bottom: the pictures that were met, by their source; a photograph where there is a new one."""
+    """Scroll from top to bottom: the pictures that came into view, by their source; a photograph of each new one."""
     (SHOTS / name).mkdir(parents=True, exist_ok=True)
     for old in (SHOTS / name).glob("*.png"):
         old.unlink()
@@ -52,7 +55,7 @@ def look_through(tab, name):
     while True:
         tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         tab.wait_for_function("Array.from(document.images).every(img => img.complete)")
-        found = dict(tab.evaluate(PICTURES))
+        found = dict(tab.evaluate(IN_VIEW))
         if found.keys() - met.keys():
             tab.screenshot(path=SHOTS / name / f"{page:02d}.png")
         met.update(found)
