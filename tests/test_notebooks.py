@@ -104,7 +104,6 @@ def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, run
     exercises = path.read_text().count("BEGIN SOLUTION")
     assert said(output).count("holds on fresh random input") == exercises >= 2
     assert "✗" not in said(output)
-    assert [each for cell in cells(output) for each in cell.get("outputs", []) if each.get("name") == "stderr"] == []
 
 
 @pytest.mark.full

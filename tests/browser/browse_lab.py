@@ -71,6 +71,7 @@ def test_a_notebook_runs_from_the_menu_without_an_error_and_shows_its_figures(ta
     run_all(tab)
     found = outputs(tab)
     assert [(k, each) for k, each in found if each["output_type"] == "error"] == []
+    assert [(k, each) for k, each in found if each.get("name") == "stderr"] == []  # a warning would stand there in red
     assert not any("✗" in "".join(each.get("text", "")) for _, each in found)
     figures = [each for _, each in found if "image/png" in each.get("data", {})]
     met = look_through(tab, name)
