@@ -36,7 +36,7 @@ def run_once(tmp_path_factory, worker_id):
     from paramarket import runs
 
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "solved"
+    folder = (own if worker_id == "master" else own.parent) / "notebooks"
     folder.mkdir(exist_ok=True)
 
     def run(path, parameters):
