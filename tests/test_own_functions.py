@@ -140,13 +140,15 @@ def parameters_of(promise):
 
 def told(output, promise):
     """The lines that show a learner whether the own function does the same."""
-    texts = []
+    text = ""
     for cell in nbformat.read(output, as_version=4).cells:
         for each in cell.get("outputs", []):
-            if each.get("name") != "stderr":
-                texts.append(each.get("text", "") or each.get("data", {}).get("text/plain", ""))
-    lines = [line for text in texts for line in text.splitlines()]
-    return [line for line in lines if TOLD[promise.notebook] in line and "✗" not in line]
+            if each.get("name") == "stdout":
+                text += each.text  # as it came: the kernel may send a printed line in two pieces
+            elif "data" in each:
+                text += f"\n{each.data.get('text/plain', '')}\n"
+        text += "\n"
+    return [line for line in text.splitlines() if TOLD[promise.notebook] in line and "✗" not in line]
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.notebook)

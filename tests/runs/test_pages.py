@@ -56,6 +56,19 @@ def text():
     return page(new_notebook(cells=CELLS), "Does <it> work?")
 
 
+def test_a_line_that_the_kernel_sent_in_pieces_is_whole():
+    pieces = [
+        new_output("stream", text="a line in"),
+        new_output("stream", name="stderr", text="10%"),
+        new_output("stream", text=" two pieces\n"),
+        new_output("display_data", data={"text/plain": "a table"}),
+        new_output("stream", text="below it"),
+    ]
+    text = page(new_notebook(cells=[new_code_cell("x", outputs=pieces)]), "x")
+    assert "a line in two pieces" in text
+    assert text.index("two pieces") < text.index("a table") < text.index("below it")
+
+
 def test_a_page_loads_nothing_from_the_network(text):
     assert set(re.findall(r"https?://[^\"'<>\s)]+", text)) <= {"http://www.w3.org/1998/Math/MathML"}
     assert "<script" not in text

@@ -57,6 +57,7 @@ def page(notebook: dict[str, Any], title: str) -> str:
     """One notebook as a page of its own: formulas as MathML, solutions folded, no progress bars, no dead widgets."""
     import nbformat
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     notebook = nbformat.from_dict(notebook)
     section = title
@@ -69,7 +70,12 @@ def page(notebook: dict[str, Any], title: str) -> str:
             for output in cell.outputs:
                 if _PNG in output.get("data", {}):
                     output.setdefault("metadata", {})[_PNG] = {"alt": figure_words(cell.source) or f"Figure: {section}"}
-    exporter = HTMLExporter(raw_template=_FOLD_SOLUTIONS, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        raw_template=_FOLD_SOLUTIONS,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        preprocessors=[CoalesceStreamsPreprocessor],  # a kernel sends what is printed in pieces that may cut a line
+    )
     body, _ = exporter.from_notebook_node(notebook)
     return document(title, f'<nav><a href="index.html">All notebooks</a></nav>{body}')
 
