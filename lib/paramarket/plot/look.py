@@ -12,7 +12,7 @@ from ipywidgets import interact
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import AutoLocator
 from torch import Tensor
 
 from paramarket.base import Interval, interval, is_watched
@@ -80,8 +80,11 @@ def controls(picture: Callable[..., None], **sliders: Any) -> None:
 
 
 def percent(axis: Axes, side: str = "y") -> None:
-    """Label an axis of shares in per cent."""
-    getattr(axis, f"{side}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+    """Label an axis of shares in per cent, at whole ones where it shows more than a few."""
+    ruler = getattr(axis, f"{side}axis")
+    if isinstance(ruler.get_major_locator(), AutoLocator):
+        ruler.get_major_locator().set_params(steps=[1, 2, 5, 10])  # matplotlib's 2.5 would give 62.5 %
+    ruler.set_major_formatter(lambda share, _: f"{round(100 * share, 2) + 0:g}%".replace("-", "−"))
 
 
 def headline(figure: Figure, title: str) -> None:
