@@ -2,8 +2,10 @@ import json
 import subprocess
 import sys
 
+import notebooks
 import pytest
 
+from paramarket import runs
 from paramarket.runs.sweep import CHILD
 
 
@@ -24,3 +26,16 @@ def test_a_child_whose_parent_is_gone_starts_nothing(tmp_path):
     assert done.returncode == 1
     assert done.stderr == "the worker that started this is gone\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_a_kernel_is_told_to_end_and_not_interrupted(tmp_path):
+    """It might be tidying up still, and would print an error on the user's terminal."""
+    cell = f"""import pathlib
+def interrupted(*_):
+    pathlib.Path({str(tmp_path)!r}, "interrupted").touch()
+get_ipython().kernel.saved_sigint_handler = interrupted  # the one that is put back after this cell"""
+    notebook = notebooks.write(tmp_path / "a.ipynb", [*notebooks.CODE[:2], cell])
+    outcome = runs.run_point(runs.Point(notebook, tmp_path / "out.ipynb", {}, timeout=60))
+    assert not outcome.error
+    assert not (tmp_path / "interrupted").exists()

@@ -18,11 +18,23 @@ sys.modules["rfc3987_syntax"] = None  # as if it were not installed
 sys.modules["pyarrow"] = None
 
 import papermill  # noqa: E402
+from jupyter_client import AsyncKernelManager  # noqa: E402
 from nbclient.exceptions import DeadKernelError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 KERNEL_DIED = 75  # the exit code that says so: a run worth another try
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel that is not interrupted before it is told to end.
+
+    All its cells have run by then, or one has failed, so there is nothing to interrupt. One kernel in fifteen still
+    tidies up after its last cell: it would tell the user of an ERROR, that it caught a KeyboardInterrupt.
+    """
+
+    async def _async_interrupt_kernel(self) -> None:  # what `shutdown_kernel` calls first, in jupyter_client 8
+        pass
 
 
 def run_notebook(notebook: str, output: str, parameters: dict, row: int | None, sockets: str) -> None:
@@ -48,7 +60,7 @@ def kernel_settings(sockets: str) -> Config:
     """
     patience = {"shutdown_wait_time": 1.0}  # seconds; after half of it the kernel is told to end, at its end killed
     files = {} if sys.platform == "win32" else {"transport": "ipc", "connection_file": f"{sockets}/k.json"}
-    return Config({"KernelManager": patience | files})
+    return Config({"NotebookClient": {"kernel_manager_class": Kernel}, "KernelManager": patience | files})
 
 
 def end_with_parent(parent: int) -> None:
