@@ -24,9 +24,9 @@ def write(path, code=CODE):
 
 
 def printed(path):
-    """All that a run printed."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    """All that a run printed, whole: the kernel sends it in pieces, and one may end within a line."""
+    outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
 
 
 # A cell that records without importing the library, and so without torch.

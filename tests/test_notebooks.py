@@ -6,6 +6,7 @@ import re
 import symtable
 
 import nbformat
+import notebooks
 import pytest
 import yaml
 from exercises import NOTEBOOKS, exercises
@@ -102,8 +103,8 @@ def test_the_solved_notebook_leaves_the_results_and_claims_it_promises(path, run
     assert solved["claims"]
     assert solved["answer"]
     exercises = path.read_text().count("BEGIN SOLUTION")
-    assert said(output).count("holds on fresh random input") == exercises >= 2
-    assert "✗" not in said(output)
+    assert notebooks.printed(output).count("holds on fresh random input") == exercises >= 2
+    assert "✗" not in notebooks.printed(output)
 
 
 @pytest.mark.full
@@ -118,12 +119,7 @@ def test_the_solved_notebook_and_its_student_copy_leave_the_same_record(path, ru
     student = run_once(tmp_path / "copy.ipynb", QUICK[path.stem])
     assert runs.read(student) == runs.read(run_once(path, QUICK[path.stem]))
     exercises = path.read_text().count("BEGIN SOLUTION")
-    assert said(student).count("is not written yet") == exercises
-
-
-def said(path):
-    """All that a run printed."""
-    return "".join(output.get("text", "") for cell in cells(path) for output in cell.get("outputs", []))
+    assert notebooks.printed(student).count("is not written yet") == exercises
 
 
 def cells(path):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import nbformat
+import notebooks
 import pytest
 import yaml
 from exercises import NOTEBOOKS
@@ -140,15 +141,8 @@ def parameters_of(promise):
 
 def told(output, promise):
     """The lines that show a learner whether the own function does the same."""
-    text = ""
-    for cell in nbformat.read(output, as_version=4).cells:
-        for each in cell.get("outputs", []):
-            if each.get("name") == "stdout":
-                text += each.text  # as it came: the kernel may send a printed line in two pieces
-            elif "data" in each:
-                text += f"\n{each.data.get('text/plain', '')}\n"
-        text += "\n"
-    return [line for line in text.splitlines() if TOLD[promise.notebook] in line and "✗" not in line]
+    lines = notebooks.printed(output).splitlines()
+    return [line for line in lines if TOLD[promise.notebook] in line and "✗" not in line]
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.notebook)
@@ -163,8 +157,12 @@ def test_the_promise_stands_in_the_notebook(promise):
 def test_a_notebook_runs_on_a_learners_own_function_and_leaves_the_same_record(promise, run_once, tmp_path):
     write(promise, tmp_path / "own.ipynb")
     output = run_once(tmp_path / "own.ipynb", parameters_of(promise))
-    assert told(output, promise)
-    own, record = runs.read(output), runs.read(run_once(PATHS[promise.notebook], parameters_of(promise)))
+    story = run_once(PATHS[promise.notebook], parameters_of(promise))
+    lines = told(output, promise)
+    assert lines
+    if not promise.below:  # the story says it, too; a learner's table may have another order
+        assert sorted(lines) == sorted(told(story, promise))
+    own, record = runs.read(output), runs.read(story)
     if promise.notebook == "02":  # the learner's way is one more among those that were tried
         assert own["parameters"]["methods"] == [*record["parameters"].pop("methods"), "mine"]
         own["parameters"].pop("methods")
@@ -187,8 +185,8 @@ TOLD = {
     "02": "Mine gains",
     "03": "best on quote at step",
     "04": "by hand",
-    "05": "Your step is the one by hand: ",
+    "05": "Your step is the one by hand: True",
     "06": "A buys",
-    "07": "The same prices",
+    "07": "The same prices, to the cent or two of rounding: True",
     "08": ": A earns",
 }

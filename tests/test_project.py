@@ -61,7 +61,7 @@ def test_ci_runs_what_a_person_runs():
     assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert matrix["python"][0] == PROJECT["requires-python"].removeprefix(">=")
     assert any(step.get("run") == ".ci/run" for step in steps)
-    assert any(step.get("with", {}).get("path") == "runs/latest" for step in steps)
+    assert {"runs/latest", "runs/browser"} <= {step.get("with", {}).get("path") for step in steps}
 
 
 def test_what_ci_has_run_is_published_from_the_main_branch_only():

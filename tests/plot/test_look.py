@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -23,6 +23,8 @@ def test_no_interval_is_drawn_without_finite_values(values):
 
 
 @given(low=st.floats(-1, 0.99), length=st.floats(0.01, 2))
+@example(low=0.0, length=0.15)  # matplotlib, left alone, takes steps of 2.5 % along x
+@example(low=0.0, length=0.2)  # and here along y
 @pytest.mark.parametrize("side", ["x", "y"])
 def test_each_label_in_per_cent_says_where_its_tick_is(low, length, side):
     axis = Figure(figsize=(4, 3)).subplots()
@@ -34,7 +36,6 @@ def test_each_label_in_per_cent_says_where_its_tick_is(low, length, side):
     np.testing.assert_allclose(told, 100 * ticks, atol=0.01)
     if length > 0.1:
         np.testing.assert_allclose(told, np.round(told), atol=1e-9)
-    assert "−0%" not in labels
 
 
 def test_ticks_in_per_cent_stay_where_they_were_put():

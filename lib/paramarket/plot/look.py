@@ -12,7 +12,7 @@ from ipywidgets import interact
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator
+from matplotlib.ticker import AutoLocator, Formatter
 from torch import Tensor
 
 from paramarket.base import Interval, interval, is_watched
@@ -80,11 +80,17 @@ def controls(picture: Callable[..., None], **sliders: Any) -> None:
 
 
 def percent(axis: Axes, side: str = "y") -> None:
-    """Label an axis of shares in per cent, at whole ones where it shows more than a few."""
+    """Label an axis of shares in per cent: at whole ones if it spans ten of them. Ticks that were chosen stay."""
     ruler = getattr(axis, f"{side}axis")
-    if isinstance(ruler.get_major_locator(), AutoLocator):
-        ruler.get_major_locator().set_params(steps=[1, 2, 5, 10])  # matplotlib's 2.5 would give 62.5 %
-    ruler.set_major_formatter(lambda share, _: f"{round(100 * share, 2) + 0:g}%".replace("-", "−"))
+    locator = ruler.get_major_locator()
+    if isinstance(locator, AutoLocator):
+        locator.set_params(steps=[1, 2, 5, 10])  # without its 2.5: that puts ticks at 62.5 %
+    ruler.set_major_formatter(_in_percent)
+
+
+def _in_percent(share: float, _position: int) -> str:
+    """What stands at a tick: "62.5%" at 0.625."""
+    return Formatter.fix_minus(f"{round(100 * share, 2):g}%")
 
 
 def headline(figure: Figure, title: str) -> None:

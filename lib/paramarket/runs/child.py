@@ -26,8 +26,8 @@ PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 KERNEL_DIED = 75  # the exit code that says so: a run worth another try
 
 
-class Kernel(AsyncKernelManager):
-    """A kernel that is not interrupted before it is told to end.
+class PatientManager(AsyncKernelManager):
+    """Tells a kernel to end without interrupting it first.
 
     All its cells have run by then, or one has failed, so there is nothing to interrupt. One kernel in fifteen still
     tidies up after its last cell: it would tell the user of an ERROR, that it caught a KeyboardInterrupt.
@@ -60,7 +60,7 @@ def kernel_settings(sockets: str) -> Config:
     """
     patience = {"shutdown_wait_time": 1.0}  # seconds; after half of it the kernel is told to end, at its end killed
     files = {} if sys.platform == "win32" else {"transport": "ipc", "connection_file": f"{sockets}/k.json"}
-    return Config({"NotebookClient": {"kernel_manager_class": Kernel}, "KernelManager": patience | files})
+    return Config({"NotebookClient": {"kernel_manager_class": PatientManager}, "KernelManager": patience | files})
 
 
 def end_with_parent(parent: int) -> None:
